@@ -1,0 +1,44 @@
+# Two commands matter: `make paper` and `make test`. Both set up .venv on their first run.
+.DEFAULT_GOAL := help
+.PHONY: help paper test test-slow lint lock clean
+.DELETE_ON_ERROR:
+
+BIN := .venv/bin
+STAMP := .venv/.installed
+
+help: ## show this list
+	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/p' Makefile | expand -t 20
+
+paper: $(STAMP) ## run the notebooks (quick profile) and write figures/
+	$(BIN)/minexp paper --profile quick
+
+test: $(STAMP) ## run the tests
+	$(BIN)/python -m pytest
+
+test-slow: $(STAMP) ## run the tests that take minutes
+	$(BIN)/python -m pytest -m slow
+
+lint: $(STAMP) ## check code and notebooks with ruff
+	$(BIN)/ruff check .
+
+lock: ## write requirements.lock anew from pyproject.toml (needs uv)
+	uv pip compile --universal --generate-hashes --extra test --python-version 3.11 --no-header -q pyproject.toml -o requirements.lock
+
+clean: ## remove the environment and caches; figures and weights stay
+	rm -rf .venv .doit* .pytest_cache .ruff_cache build *.egg-info
+	find minexp tests notebooks -name __pycache__ -prune -exec rm -rf {} +
+	find notebooks -name .ipynb_checkpoints -prune -exec rm -rf {} +
+	rm -f figures/executed/*.partial.ipynb
+
+# The stamp is removed first and written last: a set-up that was interrupted starts over, one
+# that is merely older than the lock is brought up to date in place.
+$(STAMP): requirements.lock pyproject.toml
+	@test -e $@ || rm -rf .venv
+	@rm -f $@
+	@python=$$(command -v python3.11 || command -v python3) || { echo "minexp needs Python 3.11 or newer on the PATH" >&2; exit 1; }; \
+	"$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "minexp needs Python 3.11 or newer; $$python is $$("$$python" -V 2>&1)" >&2; exit 1; }; \
+	test -x $(BIN)/python || "$$python" -m venv .venv
+	@echo "Installing the locked packages into .venv (some minutes the first time)" >&2
+	@$(BIN)/python -m pip --disable-pip-version-check install -qq --require-hashes -r requirements.lock
+	@$(BIN)/python -m pip --disable-pip-version-check install -qq --no-deps --no-build-isolation -e .
+	@touch $@
