@@ -1,0 +1,171 @@
+"""Every number that steers an explanation, in two frozen dataclasses; presets cite the paper."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from types import MappingProxyType
+
+from minexp.errors import InputError
+
+CRITERIA = ("label", "confidence")
+ALIASES = MappingProxyType(  # the paper's subscripts
+    {
+        "act": "activation",
+        "ce": "label",
+        "kl": "distribution",
+        "bin": "binarization",
+        "tv": "total_variation",
+        "rob": "robustness",
+    }
+)
+
+
+@dataclass(frozen=True)
+class LossWeights:
+    """The lambdas of paper 000, section 3.2, one a term of :mod:`minexp.losses`; all >= 0."""
+
+    activation: float = 0.2
+    label: float = 1.0
+    distribution: float = 0.4
+    area: float = 100.0
+    binarization: float = 0.3
+    total_variation: float = 60.0
+    robustness: float = 6.0
+
+    def __post_init__(self) -> None:
+        for item in fields(self):
+            value = getattr(self, item.name)
+            if not _is_number(value) or not math.isfinite(value) or value < 0:
+                raise InputError(f"loss weight {item.name}={value!r}: expected a number >= 0")
+
+
+@dataclass(frozen=True)
+class ExplainConfig:
+    """How one explanation is sought.
+
+    Attributes:
+        weights: the lambdas.
+        steps: Adam steps, >= 1.
+        learning_rate: of the U-Net's weights.
+        grid: side of the square grid of mask logits, at most the image's side; the mask itself
+            has the image's size.
+        adapt: if True the area weight acts only while the mask exceeds a budget, which shrinks
+            while the mask is feasible and grows while it is not; if False it acts always.
+        criterion: "label" or "confidence" (also at least the image's own confidence).
+        confidence_slack: how far below the image's the masked image's confidence may lie; where
+            the image's is 0.9999, as on digits, "at least" leaves nothing to remove.
+        noise_draws: Gaussian backgrounds a mask must survive to be feasible; 0: none.
+        seed: of the network's start and of all noise.
+        tap_weights: alpha_l per tap name; taps not named count 1.
+    """
+
+    weights: LossWeights = field(default_factory=LossWeights)
+    steps: int = 150
+    learning_rate: float = 2e-3
+    grid: int = 56
+    adapt: bool = True
+    criterion: str = "confidence"
+    confidence_slack: float = 0.0
+    noise_draws: int = 32
+    seed: int = 0
+    tap_weights: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name, least in (("steps", 1), ("grid", 8), ("noise_draws", 0), ("seed", 0)):
+            value = getattr(self, name)
+            if type(value) is not int or value < least:
+                raise InputError(f"{name}={value!r}: expected an integer >= {least}")
+        if not _is_number(self.learning_rate) or not 0 < self.learning_rate < math.inf:
+            raise InputError(f"learning_rate={self.learning_rate!r}: expected a number > 0")
+        if not _is_number(self.confidence_slack) or not 0 <= self.confidence_slack <= 1:
+            raise InputError(
+                f"confidence_slack={self.confidence_slack!r}: expected a number from 0 to 1"
+            )
+        if type(self.adapt) is not bool:
+            raise InputError(f"adapt={self.adapt!r}: expected true or false")
+        if self.criterion not in CRITERIA:
+            raise InputError(f"criterion={self.criterion!r}: expected one of {', '.join(CRITERIA)}")
+        if not isinstance(self.weights, LossWeights):
+            raise InputError(f"weights={self.weights!r}: expected LossWeights")
+        if not isinstance(self.tap_weights, Mapping):
+            raise InputError(f"tap_weights={self.tap_weights!r}: expected a mapping tap -> number")
+        # a copy: what the caller does to theirs later must not get past the checks below
+        object.__setattr__(self, "tap_weights", dict(self.tap_weights))
+        for tap, alpha in self.tap_weights.items():
+            if not _is_number(alpha) or not math.isfinite(alpha) or alpha < 0:
+                raise InputError(f"tap weight {tap}={alpha!r}: expected a number >= 0")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def configure(config: ExplainConfig, changes: Mapping[str, object]) -> ExplainConfig:
+    """``config`` with fields changed by name: a loss weight's, or one of ExplainConfig's own.
+
+    The paper's short names (:data:`ALIASES`) serve too: ``tv`` is ``total_variation``.
+
+    Raises:
+        InputError: an unknown name, or a value out of range.
+    """
+    changes = {ALIASES.get(name, name): value for name, value in changes.items()}
+    weight_names = {item.name for item in fields(LossWeights)}
+    own_names = {item.name for item in fields(ExplainConfig)} - {"weights"}
+    unknown = sorted(changes.keys() - weight_names - own_names)
+    if unknown:
+        valid = ", ".join(sorted(weight_names) + sorted(own_names))
+        raise InputError(f"unknown setting {unknown[0]!r}; valid: {valid}")
+    weights = {name: value for name, value in changes.items() if name in weight_names}
+    own = {name: value for name, value in changes.items() if name in own_names}
+    return replace(config, weights=replace(config.weights, **weights), **own)
+
+
+def _paper(act, ce, kl, area, binarization, tv, rob) -> ExplainConfig:
+    """A lambda set in the paper's order, used as the paper does: fixed, from first step to last."""
+    weights = LossWeights(act, ce, kl, area, binarization, tv, rob)
+    return ExplainConfig(weights=weights, adapt=False)
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A named configuration and where it comes from."""
+
+    config: ExplainConfig
+    source: str
+
+
+PRESETS: Mapping[str, Preset] = MappingProxyType(
+    {
+        "default": Preset(ExplainConfig(), "minexp: adapted area weight, chosen on sample images"),
+        "house_finch": Preset(
+            _paper(1.0, 4.0, 0.4, 15.0, 0.3, 15.0, 6.0), "paper 000, section 6.1"
+        ),
+        "zucchini": Preset(_paper(2.0, 16.0, 5.0, 45.0, 3.0, 23.0, 20.0), "paper 000, section 6.1"),
+        "granny_smith": Preset(
+            _paper(0.8, 10.0, 0.64, 24.0, 1.8, 15.0, 2.0), "paper 000, section 6.1"
+        ),
+        "jackfruit": Preset(_paper(0.5, 5.0, 0.54, 5.3, 1.4, 2.7, 3.2), "paper 000, section 6.1"),
+        "window_shade": Preset(
+            _paper(1.5, 25.0, 7.5, 80.0, 2.5, 35.0, 25.0), "paper 000, section 6.1"
+        ),
+        "basketball": Preset(
+            _paper(4.5, 15.0, 5.0, 55.0, 1.5, 57.0, 45.0), "paper 000, section 6.2"
+        ),
+        "egyptian_cat": Preset(
+            _paper(4.5, 15.0, 5.0, 56.0, 1.5, 28.0, 28.0), "paper 000, section 6.2"
+        ),
+        "second_basketball": Preset(
+            _paper(4.5, 15.0, 5.0, 55.0, 1.5, 27.0, 28.0), "paper 000, section 6.2"
+        ),
+        "mnist": Preset(
+            _paper(0.6, 4.0, 0.54, 100.0, 1.2, 50.0, 10.0), "paper 000, section 6.3 and appendix A"
+        ),
+    }
+)
+
+
+def preset(name: str) -> ExplainConfig:
+    """The configuration of a preset. Raises InputError naming the valid ones."""
+    if name not in PRESETS:
+        raise InputError(f"unknown preset {name!r}; choose one of: {', '.join(PRESETS)}")
+    return PRESETS[name].config
