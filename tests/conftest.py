@@ -1,0 +1,39 @@
+"""What several test files share: loaded models, read only, and one photograph."""
+
+import pytest
+
+from minexp import images, models, samples
+
+
+@pytest.fixture(scope="session", params=models.available())
+def model(request):
+    """Every registered classifier in turn, with its pretrained weights."""
+    return models.load_model(request.param)
+
+
+@pytest.fixture(scope="session")
+def lite0():
+    return models.load_model("efficientnet_lite0")
+
+
+@pytest.fixture(scope="session")
+def mnist_cnn():
+    return models.load_model("mnist_cnn")
+
+
+@pytest.fixture(scope="session")
+def coffee_path():
+    """A photograph of an espresso, from scikit-image."""
+    return samples.bundled_images()["coffee"]
+
+
+@pytest.fixture(scope="session")
+def coffee(coffee_path, lite0):
+    """The espresso as efficientnet_lite0's input (1, 3, 224, 224)."""
+    return images.load_image(coffee_path, lite0)
+
+
+@pytest.fixture(scope="session")
+def photo_input(model, coffee_path):
+    """The espresso as the input of the model under test."""
+    return images.load_image(coffee_path, model)
