@@ -1,0 +1,5 @@
+import sys
+
+from minexp.cli import main
+
+sys.exit(main())
