@@ -1,0 +1,263 @@
+"""The command line: a thin layer. Results on stdout or in files, progress on stderr.
+
+Exit codes: 0 done, 1 failed while running, 2 bad input (one line, no traceback).
+"""
+
+import argparse
+import json
+import sys
+from functools import cache, partial
+from pathlib import Path
+
+from minexp.errors import InputError, MinexpError
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one subcommand and return its exit code."""
+    options = _parser().parse_args(arguments)
+    try:
+        return options.run(options)
+    except KeyboardInterrupt:
+        print("minexp: interrupted; run it again to go on", file=sys.stderr)
+        return 1
+    except (MinexpError, OSError) as error:
+        if options.debug:
+            raise
+        print(f"minexp: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2 if isinstance(error, InputError) else 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        "minexp",
+        description="Which few pixels, and which few channels, made this classifier decide?",
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(name: str, run, help: str) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=help, description=help)
+        added.add_argument("--debug", action="store_true", help="show the traceback of an error")
+        added.set_defaults(run=run)
+        return added
+
+    command("models", _models, "list the models, and which are usable offline now")
+
+    p = command("explain", _explain, "find the few pixels that made the model decide")
+    p.add_argument("images", nargs="+", metavar="IMAGE|DIR", help="or bundled:NAME, mnist:INDEX")
+    p.add_argument("--model", default="efficientnet_lite0")
+    p.add_argument("--preset", default="default", help="a lambda set; see minexp/config.py")
+    p.add_argument("--set", nargs="+", default=[], action="extend", metavar="NAME=VALUE")
+    p.add_argument("--steps", type=int)
+    p.add_argument("--seed", type=int)
+    p.add_argument("--out", type=Path, default=Path("explanations"))
+    p.add_argument("--jobs", type=int, default=1)
+    p.add_argument("--backend", default="loky", help="loky or dask")
+    p.add_argument("--force", action="store_true", help="also where a finished result exists")
+
+    p = command("verify", _verify, "recompute every reported number from scratch")
+    p.add_argument("results", nargs="+", type=Path, metavar="RESULT.json")
+
+    p = command("train", _train, "train a model whose weights the repository carries")
+    p.add_argument("name")
+    p.add_argument("--seed", type=int, default=0)
+
+    p = command("bench", _bench, "explain many images and write one table")
+    p.add_argument("--suite", required=True, metavar="bundled|mnist|DIR")
+    p.add_argument("--methods", help="comma-separated; default: all of the suite's")
+    p.add_argument("--criterion", default="confidence", help="label or confidence")
+    p.add_argument("--limit", type=int, help="the first so many images only")
+    p.add_argument("--jobs", type=int, default=1)
+    p.add_argument("--force", action="store_true")
+    p.add_argument("--out", type=Path, required=True)
+
+    p = command("paper", _paper, "run the notebooks and write the figures")
+    p.add_argument("--profile", default="quick", help="quick or paper")
+    p.add_argument("--only", default="", metavar="01,03", help="these notebooks only")
+    p.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"))
+    p.add_argument("--jobs", type=int, default=1)
+    p.add_argument("--list", action="store_true", help="what would run, and why")
+    p.add_argument("--force", action="store_true")
+    return parser
+
+
+def _models(options: argparse.Namespace) -> int:
+    from minexp import models
+
+    print(f"{'name':20} {'family':14} {'offline':8} source")
+    for name in models.available():
+        entry, usable = models.entry(name), "yes" if models.usable_offline(name) else "no"
+        print(f"{name:20} {entry.family:14} {usable:8} {entry.source}; {entry.licence}")
+    return 0
+
+
+def _explain(options: argparse.Namespace) -> int:
+    from minexp import jobs
+
+    config = _config(options)
+    references = _references(options.images)
+    model = _model(options.model)
+    _check_inputs(references, model, config, options.out)
+    job = partial(
+        _explain_one, name=options.model, config=config, out=options.out, force=options.force,
+        live=options.jobs == 1,
+    )  # fmt: skip
+    for line in jobs.run(job, references, jobs=options.jobs, backend=options.backend):
+        print(line, flush=True)
+    return 0
+
+
+def _config(options: argparse.Namespace):
+    from minexp.config import configure, preset
+
+    changes = {}
+    for setting in options.set:
+        name, separator, value = setting.partition("=")
+        if not separator:
+            raise InputError(f"--set {setting}: expected NAME=VALUE")
+        changes[name] = _value(value)
+    changes |= {k: v for k in ("steps", "seed") if (v := getattr(options, k)) is not None}
+    return configure(preset(options.preset), changes)
+
+
+def _value(text: str) -> object:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def _references(given: list[str]) -> list[str]:
+    from minexp import images, results
+
+    references = []
+    for item in given:
+        special = item.partition(":")[0] in ("bundled", "mnist")
+        references += [item] if special else map(str, images.list_images(item))
+    stems: dict[str, str] = {}
+    for reference in references:
+        other = stems.setdefault(results.stem(reference), reference)
+        if other != reference:
+            raise InputError(f"{other} and {reference} would write the same files; rename one")
+    return list(dict.fromkeys(references))
+
+
+def _check_inputs(references, model, config, out: Path) -> None:
+    """Refuse before the first result is written, not after the hundredth."""
+    from minexp import results
+
+    if config.grid > min(model.size):
+        raise InputError(f"grid={config.grid}: {model.name}'s images have side {min(model.size)}")
+    unknown = config.tap_weights.keys() - set(model.taps)
+    if unknown:
+        raise InputError(f"tap_weights: {model.name} has no tap {min(unknown)!r}; {model.taps}")
+    if out.exists() and not out.is_dir():
+        raise InputError(f"--out {out} is a file; expected a folder")
+    for reference in references:
+        results.open_reference(reference, model)
+
+
+@cache
+def _model(name: str):
+    from minexp.models import load_model
+
+    return load_model(name)
+
+
+def _explain_one(reference: str, *, name: str, config, out: Path, force: bool, live: bool) -> str:
+    from tqdm import tqdm
+
+    from minexp import results
+
+    model = _model(name)
+    bar = tqdm(total=config.steps, desc=results.stem(reference), disable=not live, leave=False)
+
+    def show(record: dict) -> None:
+        bar.set_postfix_str(
+            f"area {record['area']:.3f} confidence {record['confidence']:.2f} "
+            f"on noise {record['noise_confidence']:.2f}"
+        )
+        bar.update()
+
+    with bar:
+        result, made = results.explain_to_files(
+            reference, model, config, out, force=force, on_step=show
+        )
+    path = out / f"{results.stem(reference)}.panel.png"
+    if made or not path.exists():
+        _write_panel(path, reference, model)
+    kept = "kept" if result["label_kept"] else "LOST"
+    return (
+        f"{reference}: {result['label']} {result['confidence']:.2f} -> "
+        f"{result['explanation_confidence']:.2f}, area {100 * result['area']:.1f} %, label {kept}, "
+        f"on noise {result['robustness']['gaussian']['kept']:.2f}, "
+        f"{'feasible' if result['feasible'] else 'NOT feasible'}{'' if made else ' (kept result)'}"
+    )
+
+
+def _write_panel(path: Path, reference: str, model) -> None:
+    import matplotlib
+
+    matplotlib.use("agg")
+    from minexp import figures, plots, results
+
+    figures.save_panel(
+        path,
+        plots.panel([results.read_row(path.with_name(f"{results.stem(reference)}.json"), model)]),
+    )
+
+
+def _verify(options: argparse.Namespace) -> int:
+    from minexp import results
+
+    failed = 0
+    for path in options.results:
+        differences = results.verify(path)
+        failed += bool(differences)
+        print(f"{path}: {'; '.join(differences) if differences else 'ok'}", flush=True)
+    return 1 if failed else 0
+
+
+def _train(options: argparse.Namespace) -> int:
+    from tqdm import tqdm
+
+    from minexp import training
+
+    with tqdm(desc=options.name, unit="epoch") as bar:
+
+        def show(done: int, total: int, accuracy: float) -> None:
+            bar.total = total
+            bar.set_postfix_str(f"test accuracy {accuracy:.3f}")
+            bar.update(done - bar.n)
+
+        card = training.train(options.name, options.seed, show)
+    print(json.dumps(card, indent=2))
+    return 0
+
+
+def _bench(options: argparse.Namespace) -> int:
+    from tqdm import tqdm
+
+    from minexp import bench
+
+    model, references, methods = bench.suite(options.suite, options.criterion, options.limit)
+    chosen = options.methods.split(",") if options.methods else list(methods)
+    if unknown := [method for method in chosen if method not in methods]:
+        raise InputError(f"unknown method {unknown[0]!r}; this suite has: {', '.join(methods)}")
+    methods = {method: methods[method] for method in chosen}
+    with tqdm(total=len(references) * len(methods), unit="image") as bar:
+        summary = bench.run(
+            model, references, methods, options.out, n_jobs=options.jobs, force=options.force,
+            on_row=lambda _row: bar.update(),
+        )  # fmt: skip
+    print(json.dumps(summary, indent=2))
+    return 0
+
+
+def _paper(options: argparse.Namespace) -> int:
+    from minexp import paper
+
+    only = [number for number in options.only.split(",") if number]
+    return paper.run(
+        options.profile, only, dict(options.p),
+        jobs=options.jobs, list_only=options.list, force=options.force,
+    )  # fmt: skip

@@ -1,0 +1,83 @@
+"""The only writer of figures: PNG, SVG and a JSON sidecar that says where the picture came from."""
+
+import json
+import platform
+import subprocess
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
+
+from minexp.paths import FIGURES, ROOT, replacing, write_text
+
+
+def save(
+    figure: Figure,
+    name: str,
+    *,
+    notebook: str,
+    parameters: Mapping[str, Any],
+    inputs: Mapping[str, str],
+    numbers: Any,
+    folder: Path | None = None,
+) -> Path:
+    """Write ``<name>.png``, ``<name>.svg`` and ``<name>.json`` and close the figure.
+
+    Args:
+        name: file name without extension.
+        notebook: that made it; ``parameters``: its parameters, the seed among them.
+        inputs: name -> sha256 of what was read.
+        numbers: what is plotted or printed in the figure, JSON-able.
+        folder: None: ``figures/``.
+
+    Returns:
+        The PNG's path.
+    """
+    folder = folder or FIGURES
+    png = folder / f"{name}.png"
+    # without dates and versions in the files two runs give the same bytes
+    with replacing(png) as partial:
+        figure.savefig(partial, format="png", dpi=200, metadata={"Software": None})
+    with replacing(folder / f"{name}.svg") as partial:
+        figure.savefig(partial, format="svg", metadata={"Date": None, "Creator": None})
+    sidecar = {
+        "figure": name,
+        "notebook": notebook,
+        "parameters": dict(parameters),
+        "commit": commit(),
+        "versions": {
+            **{package: version(package) for package in ("minexp", "torch", "timm", "matplotlib")},
+            "python": platform.python_version(),
+        },
+        "inputs": dict(inputs),
+        "numbers": numbers,
+    }
+    write_text(folder / f"{name}.json", json.dumps(sidecar, indent=2) + "\n")
+    plt.close(figure)
+    return png
+
+
+def save_panel(path: Path, figure: Figure) -> None:
+    """Write a result's ``<stem>.panel.png``; its provenance is the JSON beside it."""
+    with replacing(path) as partial:
+        figure.savefig(partial, format="png", dpi=150, metadata={"Software": None})
+    plt.close(figure)
+
+
+def commit() -> str | None:
+    """The commit checked out, with ``+`` if the package's sources differ; None outside git."""
+    try:
+        head = _git("rev-parse", "HEAD")
+        return head + ("+" if _git("status", "--porcelain", "--", "minexp", "notebooks") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _git(*arguments: str) -> str:
+    done = subprocess.run(
+        ["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, check=True
+    )
+    return done.stdout.strip()
