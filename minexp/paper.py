@@ -1,0 +1,235 @@
+"""The paper as a graph: each numbered notebook is a task, run again only when an input changed.
+
+An input is the notebook's source, each of its resolved parameters, any file of ``minexp/`` and
+``data/``, ``requirements.lock``, and the manifest of ``MINEXP_IMAGES``. All are digested when the
+run is planned, not (as doit's ``file_dep`` would) once a notebook has finished: a file edited
+while notebooks run must make them stale, not pass for what they ran with.
+"""
+
+import hashlib
+import logging
+import os
+import re
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+from doit import Globals
+from doit.cmd_base import ModuleTaskLoader
+from doit.dependency import Dependency, JsonDB
+from doit.doit_cmd import DoitMain
+from doit.exceptions import TaskFailed
+from doit.reporter import ZeroReporter
+from doit.task import Task
+from doit.tools import config_changed
+
+from minexp import paths
+from minexp.errors import InputError
+from minexp.parameters import checked, declared, require_known
+
+
+class Job(NamedTuple):
+    """A notebook, where its executed copy belongs, and everything that decides its outcome."""
+
+    source: Path
+    executed: Path
+    parameters: dict[str, Any]
+    inputs: dict[str, Any]
+
+
+def _sources() -> dict[str, Path]:
+    found = sorted(p for p in paths.NOTEBOOKS.glob("*.ipynb") if re.match(r"\d\d_", p.name))
+    numbered = {p.name[:2]: p for p in found}
+    if not found or len(numbered) < len(found):
+        wrong = "two notebooks share a number" if found else "no numbered notebook; use a clone"
+        raise InputError(f"{paths.NOTEBOOKS}: {wrong}")
+    return numbered
+
+
+def read_profile(name: str, valid: Mapping[str, Iterable[str]]) -> dict[str, dict[str, Any]]:
+    """``notebooks/params/<name>.yaml``: notebook number -> {parameter: value}, names checked."""
+    folder = paths.NOTEBOOKS / "params"
+    require_known("profile", [name], [p.stem for p in folder.glob("*.yaml")], "notebooks/params")
+    try:
+        content = yaml.safe_load((folder / f"{name}.yaml").read_text(encoding="utf-8")) or {}
+        # YAML reads an unquoted 01 as the number 1
+        profile = {str(key).zfill(2): dict(values or {}) for key, values in content.items()}
+    except (yaml.YAMLError, AttributeError, TypeError, ValueError) as error:
+        wanted = "must map notebook numbers to parameters"
+        raise InputError(f"{name}.yaml {wanted} ({error})") from error
+    require_known("notebook", profile, valid, f"{name}.yaml")
+    for number, values in profile.items():
+        require_known("parameter", values, valid[number], f"{name}.yaml, notebook {number}")
+    return profile
+
+
+def plan(profile: str, only: Iterable[str], overrides: Mapping[str, Any]) -> list[Job]:
+    """The selected notebooks with their full parameters: override, else profile, else default.
+
+    A notebook that declares a parameter ``profile`` is told the profile's name.
+    """
+    sources = _sources()
+    known = {number: declared(source) for number, source in sources.items()}
+    settings = read_profile(profile, known)
+    chosen = {str(number).zfill(2) for number in only} or set(sources)
+    require_known("notebook", chosen, sources, "--only")
+    require_known("parameter", overrides, [name for n in chosen for name in known[n]], "-p")
+    shared, jobs = _digests(_shared_files()), []
+    for number in sorted(chosen):
+        source = sources[number]
+        given = {"profile": profile, **settings.get(number, {}), **overrides}
+        values = {
+            name: checked(name, given.get(name, wanted.default), wanted, source.name)
+            for name, wanted in known[number].items()
+        }
+        inputs = shared | _digests([source]) | {f"parameter {k}": v for k, v in values.items()}
+        jobs.append(Job(source, paths.FIGURES / "executed" / source.name, values, inputs))
+    return jobs
+
+
+def _digests(files: Iterable[Path]) -> dict[str, str]:
+    digests = {path: hashlib.sha256(path.read_bytes()).hexdigest()[:16] for path in sorted(files)}
+    return {os.path.relpath(path, paths.ROOT): digest for path, digest in digests.items()}
+
+
+def _shared_files() -> list[Path]:
+    code = (paths.ROOT / "minexp").rglob("*.py")
+    lock = paths.ROOT.glob("requirements.lock")
+    found = [*code, *lock, *paths.DATA.rglob("*"), *_pictures()]
+    return [path for path in found if path.is_file() and not path.name.startswith(".")]
+
+
+def _pictures() -> list[Path]:
+    """What stands for the pictures in MINEXP_IMAGES: their manifest, or all if there is none."""
+    if not (name := os.environ.get("MINEXP_IMAGES")):
+        return []
+    if not (folder := Path(name).absolute()).is_dir():
+        raise InputError(f"MINEXP_IMAGES={name} is not a folder; correct or unset it")
+    return list(folder.glob("manifest.csv")) or list(folder.iterdir())
+
+
+def execute(job: Job) -> dict[str, Any] | TaskFailed:
+    """Run one notebook beside its final place and move it there only when it has finished."""
+    import nbformat  # with papermill three seconds, not spent when nothing has changed
+    import papermill
+    from traitlets.config import Config
+
+    logging.getLogger("papermill").setLevel("ERROR")  # it takes `x: int | None` for unknown
+    start, partial = time.monotonic(), job.executed.with_suffix(".partial.ipynb")
+    partial.parent.mkdir(parents=True, exist_ok=True)
+    # Kernels that talk through files cannot race for a port, as two started at once over TCP can.
+    with tempfile.TemporaryDirectory(prefix="minexp-") as sockets:
+        ipc = {"transport": "ipc", "ip": f"{sockets}/k"} if len(sockets) < 90 else {}
+        options = {
+            "kernel_name": "python3", "language": "python", "progress_bar": False,
+            # not papermill's cwd=, which would move this process under its other threads
+            "resources": {"metadata": {"path": str(job.source.parent)}},
+            "config": Config({"KernelManager": ipc}),
+            "coalesce_streams": True,  # how a cell's output was cut into messages is chance
+        }  # fmt: skip
+        try:
+            run_as = (str(job.source), str(partial), job.parameters)
+            done = papermill.execute_notebook(*run_as, **options)
+        except papermill.PapermillExecutionError as error:
+            cell = f"in cell [{error.exec_count}]: {error.ename}: {error.evalue}"
+            return TaskFailed(f"{cell}; partial copy: {partial}")
+    nbformat.write(_without_run_metadata(done, nbformat.read(job.source, 4)), partial)
+    partial.replace(job.executed)
+    return {"inputs": job.inputs, "seconds": time.monotonic() - start}
+
+
+def _without_run_metadata(done: Any, source: Any) -> Any:
+    """Drop what differs between equal runs: times, and the random ids of injected cells."""
+    kept = {cell.get("id") for cell in source.cells}
+    done.metadata.pop("papermill", None)
+    for index, cell in enumerate(done.cells):
+        cell.metadata.pop("papermill", None)
+        cell.metadata.pop("execution", None)
+        if cell.get("id") not in kept:
+            cell["id"] = f"added-{index}"
+    return done
+
+
+class Record(JsonDB):
+    """doit's memory of what ran, never half-written."""
+
+    def dump(self) -> None:
+        draft = Path(f"{self.name}.tmp")
+        draft.write_text(self.codec.encode(self._db), encoding="utf-8")
+        draft.replace(self.name)
+
+
+class Progress(ZeroReporter):
+    """A line on stderr for each event; what has run is remembered at once, in case of a kill."""
+
+    def execute_task(self, task: Task) -> None:
+        _say(task, "running")
+
+    def skip_uptodate(self, task: Task) -> None:
+        _say(task, "up to date")
+
+    def add_success(self, task: Task) -> None:
+        Globals.dep_manager.backend.dump()
+        _say(task, f"done in {task.values['seconds']:.1f} s")
+
+    def add_failure(self, task: Task, failure: Any) -> None:
+        Globals.dep_manager.backend.dump()
+        known = isinstance(failure, TaskFailed)
+        _say(task, f"failed {failure.message if known else failure.get_msg()}")
+
+
+def _say(task: Task, event: str) -> None:
+    print(f"{task.name}  {event}", file=sys.stderr, flush=True)
+
+
+def _task(job: Job) -> Task:
+    fresh, quiet = [config_changed(job.inputs)], {"capture": False}
+    targets = [str(job.executed)]
+    return Task(job.source.stem, [(execute, [job])], targets=targets, uptodate=fresh, io=quiet)
+
+
+def _state(job: Job, record: Dependency, force: bool) -> str:
+    """Whether the job would run, and why."""
+    task = _task(job)
+    if not force and record.get_status(task, {}).status == "up-to-date":
+        return "up to date"
+    old = record.get_values(task.name).get("inputs", {})
+    changed = sorted(k for k in old.keys() | job.inputs.keys() if old.get(k) != job.inputs.get(k))
+    why = f"changed: {', '.join(changed)}" if changed else f"{job.executed.name} is missing"
+    return f"would run: {'forced' if force else why if old else 'it has not run yet, or failed'}"
+
+
+def run(profile: str = "quick", only: Iterable[str] = (),
+        parameters: Mapping[str, Any] | None = None, jobs: int = 1,
+        list_only: bool = False, force: bool = False) -> int:  # fmt: skip
+    """Run the notebooks whose inputs changed; 0 if all are done, 1 if one failed.
+
+    ``only`` holds numbers such as "01"; ``parameters`` override the profile and may be text.
+    ``list_only`` prints what would run, and why, on stdout.
+    """
+    planned, record = plan(profile, only, parameters or {}), str(paths.ROOT / ".doit.json")
+    if list_only:
+        memory = Dependency(Record, record)
+        for job in planned:
+            print(f"{job.source.stem}  {_state(job, memory, force)}")
+        return 0
+    # Threads even for one job: in the main thread, nbclient would keep Ctrl-C to itself.
+    settings = {
+        "dep_file": record,
+        "backend": "record",
+        "reporter": Progress,
+        "verbosity": 0,
+        "continue": True,
+        "always": force,
+        "num_process": jobs,
+        "par_type": "thread",
+    }
+    tasks = {"DOIT_CONFIG": settings, "task_paper": lambda: (_task(job) for job in planned)}
+    extra = {"BACKEND": {"record": f"{__name__}:Record"}}
+    # No configuration files: a doit.cfg where the user happens to stand must not matter.
+    main = DoitMain(ModuleTaskLoader(tasks), config_filenames=(), extra_config=extra)
+    return min(1, main.run(["run"]))
