@@ -18,7 +18,7 @@ from minexp.models import Classifier
 from minexp.sufficiency import TOLERANCE, check_mask, drop_specks, is_feasible, probability
 
 BIAS_LEARNING_RATE = 0.2  # of the untied bias, in logits a step: a cell can flip in a few steps
-BUDGET_START, BUDGET_SHRINK, BUDGET_GROW, BUDGET_SLACK = 0.8, 0.95, 1.02, 10.0
+BUDGET_START, BUDGET_SHRINK, BUDGET_GROW = 0.8, 0.95, 1.02  # fractions of all pixels; factors
 STREAK = 3  # steps, so as many backgrounds, a mask must pass in a row before it is made smaller
 
 
@@ -46,6 +46,17 @@ class Explanation:
     forward_passes: int
     backward_passes: int
     seconds: float
+
+
+@dataclass(frozen=True)
+class _Target:
+    """What the mask must reproduce."""
+
+    image: Tensor
+    logits: Tensor
+    activations: dict[str, Tensor]
+    label: int
+    confidence: float
 
 
 @dataclass(frozen=True)
@@ -82,34 +93,11 @@ def explain(
     config = config or ExplainConfig()
     started = time.perf_counter()
     image = _checked_image(model, image, config)
-    with torch.no_grad(), taps.read(model.module, model.taps) as read:
-        target = _Target(image, model(image), dict(read), label)
-    network = _seeded_network(model, config)
-    optimizer = torch.optim.Adam(_parameter_groups(network, config))
-    generator = torch.Generator().manual_seed(config.seed)
-    budget, streak, history, seen = BUDGET_START, 0, [], []
-
-    for step in range(config.steps):
-        soft = network(image)
-        mask = binarize(soft)
-        terms, logits = _forward(model, target, soft, mask, generator, config)
-        weights = _weights_now(config, terms["area"].item(), budget)
-        optimizer.zero_grad()
-        losses.total(terms, weights).backward()
-        optimizer.step()
-
-        record = _record(step, terms, logits.detach(), mask.detach(), target.label, budget)
-        streak = streak + 1 if _passes(record, target.confidence, config) else 0
-        seen.append(
-            _Seen(mask.detach().bool(), record["area"], record["confidence"], streak >= STREAK)
-        )
-        budget = _next_budget(budget, streak, terms["area"].item())
-        history.append(record)
-        if on_step is not None:
-            on_step(record)
-
-    mask, feasible, tested = _choose(model, target, seen, config)
-    check = check_mask(model, image, mask, target.label, draws=0)
+    with taps.count(model.module) as passes:
+        target = _read_target(model, image, label)
+        seen, history = _search(model, target, config, on_step)
+        mask, feasible = _choose(model, target, seen, config)
+        check = check_mask(model, image, mask, target.label, draws=0)
     return Explanation(
         mask=mask,
         masked=apply_mask(image, mask),
@@ -122,22 +110,42 @@ def explain(
         area=check.area,
         history=history,
         config=config,
-        # one for the image, two a step, for each mask tested two and its backgrounds, a last check
-        forward_passes=1 + 2 * config.steps + tested * (2 + config.noise_draws) + 2,
+        forward_passes=sum(passes),  # of one image each
         backward_passes=2 * config.steps,
         seconds=time.perf_counter() - started,
     )
 
 
-class _Target:
-    """What the mask must reproduce: the image, its logits, activations, label and confidence."""
+def _search(
+    model: Classifier,
+    target: _Target,
+    config: ExplainConfig,
+    on_step: Callable[[dict[str, float]], None] | None,
+) -> tuple[list[_Seen], list[dict[str, float]]]:
+    """Optimise the mask network; every mask seen, and a record a step."""
+    network = _seeded_network(model, config)
+    optimizer = torch.optim.Adam(_parameter_groups(network, config))
+    generator = torch.Generator().manual_seed(config.seed)
+    budget, streak, seen, history = BUDGET_START, 0, [], []
+    for step in range(config.steps):
+        soft = network(target.image)
+        mask = binarize(soft)
+        terms, logits = _forward(model, target, soft, mask, generator, config)
+        weights = _weights_now(config, terms["area"].item(), budget)
+        optimizer.zero_grad()
+        losses.total(terms, weights).backward()
+        optimizer.step()
 
-    def __init__(self, image: Tensor, logits: Tensor, activations: dict, label: int | None):
-        if label is not None and not 0 <= label < logits.shape[1]:
-            raise InputError(f"label {label}: expected an index from 0 to {logits.shape[1] - 1}")
-        self.image, self.logits, self.activations = image, logits, activations
-        self.label = int(logits.argmax()) if label is None else label
-        self.confidence = probability(logits, self.label)
+        record = _record(step, terms, logits.detach(), mask.detach(), target.label, budget)
+        streak = streak + 1 if _passes(record, target.confidence, config) else 0
+        seen.append(
+            _Seen(mask.detach().bool(), record["area"], record["confidence"], streak >= STREAK)
+        )
+        budget = _next_budget(budget, streak, record["loss_area"])
+        history.append(record)
+        if on_step is not None:
+            on_step(record)
+    return seen, history
 
 
 def _checked_image(model: Classifier, image: Tensor, config: ExplainConfig) -> Tensor:
@@ -147,6 +155,15 @@ def _checked_image(model: Classifier, image: Tensor, config: ExplainConfig) -> T
     if config.grid > min(model.size):
         raise InputError(f"grid={config.grid}: expected at most the image's side {min(model.size)}")
     return image.to(model.device)
+
+
+def _read_target(model: Classifier, image: Tensor, label: int | None) -> _Target:
+    with torch.no_grad(), taps.read(model.module, model.taps) as activations:
+        logits = model(image)
+    if label is not None and not 0 <= label < logits.shape[1]:
+        raise InputError(f"label {label}: expected an index from 0 to {logits.shape[1] - 1}")
+    label = int(logits.argmax()) if label is None else label
+    return _Target(image, logits, dict(activations), label, probability(logits, label))
 
 
 def _seeded_network(model: Classifier, config: ExplainConfig) -> UNet:
@@ -198,9 +215,9 @@ def _weights_now(config: ExplainConfig, area: float, budget: float) -> LossWeigh
 
 
 def _next_budget(budget: float, streak: int, area: float) -> float:
-    """Shrink after a streak of passing steps, grow after a failure, never far above the mask."""
+    """Shrink after a streak of passing steps, grow after a failure."""
     if streak == 0:
-        return min(budget * BUDGET_GROW, BUDGET_SLACK * area)
+        return min(1.0, budget * BUDGET_GROW)
     return min(budget, area) * BUDGET_SHRINK if streak >= STREAK else budget
 
 
@@ -232,20 +249,19 @@ def _passes(record: dict[str, float], confidence: float, config: ExplainConfig) 
 
 def _choose(
     model: Classifier, target: _Target, seen: list[_Seen], config: ExplainConfig
-) -> tuple[Tensor, bool, int]:
+) -> tuple[Tensor, bool]:
     """The smallest mask seen that is feasible, less the specks it does not need.
 
-    Returns the mask (1, 1, H, W) float, whether it is feasible, and how many masks were tested.
-    Where none is feasible: the most confident one seen, marked as such.
+    Returns the mask (1, 1, H, W) float and whether it is feasible. Where no promising one is: the
+    most confident one seen, whatever it is worth.
     """
-    promising = sorted((s for s in seen if s.promising), key=lambda s: s.area)
-    for tested, candidate in enumerate(promising, start=1):
-        mask = candidate.mask.to(target.image.dtype)
-        if is_feasible(model, target.image, mask, target.label, config):
-            mask, more = drop_specks(model, target.image, mask, target.label, config)
-            return mask, True, tested + more
-    best = max(seen, key=lambda s: s.confidence)
-    return best.mask.to(target.image.dtype), False, len(promising)
+    image, label = target.image, target.label
+    for candidate in sorted((s for s in seen if s.promising), key=lambda s: s.area):
+        mask = candidate.mask.to(image.dtype)
+        if is_feasible(model, image, mask, label, config):
+            return drop_specks(model, image, mask, label, config), True
+    mask = max(seen, key=lambda s: s.confidence).mask.to(image.dtype)
+    return mask, is_feasible(model, image, mask, label, config)
 
 
 class _Callable(ModuleType):

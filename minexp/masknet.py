@@ -6,7 +6,8 @@ from torch import Tensor, nn
 
 
 class UNet(nn.Module):
-    """Image -> mask logits on a coarse grid, trained for one image from a seeded start.
+    """Image -> soft mask, trained for one image from a seeded start; 491,840 parameters in all
+    for a 224 x 224 colour image.
 
     The mask lives on a grid coarser than the image (56 x 56 under 224 x 224): one logit steers
     a 4 x 4 patch, logits are interpolated bilinearly and thresholded at the image's own

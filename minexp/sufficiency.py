@@ -14,7 +14,6 @@ from minexp.models import Classifier
 
 TOLERANCE = 1e-5  # of confidences: the same image in another batch differs by float32 rounding
 CHECK_SEED = 2**31  # the noise of check_mask, never that of any optimisation
-NOISE_SHARE = 1.0  # of the backgrounds that a feasible mask survives
 BATCH = 4  # backgrounds a forward pass: memory does not grow with the draws
 
 
@@ -86,19 +85,15 @@ def is_feasible(
 ) -> bool:
     """Whether a mask meets the criterion of ``config``.
 
-    The masked image keeps the label; so do at least 95 % of ``noise_draws`` Gaussian backgrounds
+    The masked image keeps the label; so does every one of ``noise_draws`` Gaussian backgrounds
     (their seed is ``config.seed + 1``); under "confidence" the masked image's confidence is at
     least the image's own, less ``confidence_slack``.
     """
     check = check_mask(model, image, mask, label, draws=0)
     if not (check.label_kept and is_confident(check, config)):
         return False
-    lost, most = 0, int((1 - NOISE_SHARE) * config.noise_draws)
-    for batch in _kept_on_noise(model, image, mask, label, config.noise_draws, config.seed + 1):
-        lost += (~batch).sum().item()
-        if lost > most:
-            return False
-    return True
+    kept = _kept_on_noise(model, image, mask, label, config.noise_draws, config.seed + 1)
+    return all(batch.all() for batch in kept)  # lazily: the first background lost ends it
 
 
 def is_confident(check: Check, config: ExplainConfig) -> bool:
@@ -109,27 +104,23 @@ def is_confident(check: Check, config: ExplainConfig) -> bool:
 
 def drop_specks(
     model: Classifier, image: Tensor, mask: Tensor, label: int, config: ExplainConfig
-) -> tuple[Tensor, int]:
+) -> Tensor:
     """Switch off the smallest components of a feasible mask, as many as bisection finds can go.
 
     Total variation only discourages specks; what the decision does not need is dropped here.
-    Every mask kept on the way was tested, so the result is feasible.
-
-    Returns:
-        The mask (1, 1, H, W) and how many masks were tested.
+    Every mask kept on the way was tested, so the result, (1, 1, H, W), is feasible.
     """
     labelled, count = ndimage.label(mask[0, 0].cpu().numpy())
     sizes = ndimage.sum_labels(labelled > 0, labelled, range(1, count + 1))
     ascending = sizes.argsort(kind="stable") + 1
-    droppable, refused, tested = 0, count, 0  # all of them would leave nothing
+    droppable, refused = 0, count  # all of them would leave nothing
     while refused - droppable > 1:
         middle = (droppable + refused) // 2
-        tested += 1
         if is_feasible(model, image, _without(mask, labelled, ascending[:middle]), label, config):
             droppable = middle
         else:
             refused = middle
-    return _without(mask, labelled, ascending[:droppable]), tested
+    return _without(mask, labelled, ascending[:droppable])
 
 
 def _without(mask: Tensor, labelled: np.ndarray, chosen: np.ndarray) -> Tensor:

@@ -1,4 +1,4 @@
-"""Reading activations. The only file that registers hooks."""
+"""Reading activations, counting passes. The only file that registers hooks."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -34,3 +34,19 @@ def read(module: nn.Module, taps: Sequence[str]) -> Iterator[dict[str, Tensor]]:
     finally:
         for handle in handles:
             handle.remove()
+
+
+@contextmanager
+def count(module: nn.Module) -> Iterator[list[int]]:
+    """Count what goes through ``module`` inside the block.
+
+    Yields a list with one number a forward pass: the size of its batch.
+    """
+    batches: list[int] = []
+    handle = module.register_forward_hook(
+        lambda _module, inputs, _output: batches.append(len(inputs[0]))
+    )
+    try:
+        yield batches
+    finally:
+        handle.remove()
