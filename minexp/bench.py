@@ -29,12 +29,6 @@ COLUMNS = (
 DIGITS_A_CLASS = 10
 RESAMPLES = 2000
 
-# On digits the image's confidence is often 0.9999, so "at least the image's" is slackened.
-_DIGITS = configure(
-    preset("default"),
-    {"grid": 28, "confidence_slack": 0.05, "steps": 300, "total_variation": 20.0, "area": 30.0},
-)
-
 
 def suite(name: str, criterion: str, limit: int | None) -> tuple[str, list[str], dict]:
     """The model, the image references and the methods of a suite.
@@ -50,8 +44,9 @@ def suite(name: str, criterion: str, limit: int | None) -> tuple[str, list[str],
     if limit is not None and limit < 1:
         raise InputError(f"limit={limit}: expected an integer >= 1")
     if name == "mnist":
-        quiet = configure(_DIGITS, {"noise_draws": 0, "rob": 0.0, "criterion": criterion})
-        methods = {"ours_no_noise": quiet, "ours": configure(_DIGITS, {"criterion": criterion})}
+        digits = configure(preset("digits"), {"criterion": criterion})
+        quiet = configure(digits, {"noise_draws": 0, "robustness": 0.0})
+        methods = {"ours_no_noise": quiet, "ours": digits}
         return "mnist_cnn", _digits()[:limit], methods
     ours = {"ours": configure(preset("default"), {"criterion": criterion})}
     if name == "bundled":

@@ -24,12 +24,12 @@ ALIASES = MappingProxyType(  # the paper's subscripts
 class LossWeights:
     """The lambdas of paper 000, section 3.2, one a term of :mod:`minexp.losses`; all >= 0."""
 
-    activation: float = 0.2
-    label: float = 1.0
-    distribution: float = 0.4
-    area: float = 100.0
+    activation: float = 0.5
+    label: float = 4.0
+    distribution: float = 1.0
+    area: float = 300.0
     binarization: float = 0.3
-    total_variation: float = 60.0
+    total_variation: float = 250.0
     robustness: float = 6.0
 
     def __post_init__(self) -> None:
@@ -136,7 +136,16 @@ class Preset:
 
 PRESETS: Mapping[str, Preset] = MappingProxyType(
     {
-        "default": Preset(ExplainConfig(), "minexp: adapted area weight, chosen on sample images"),
+        "default": Preset(ExplainConfig(), "minexp; adapted area weight, chosen on photographs"),
+        "digits": Preset(
+            ExplainConfig(
+                weights=LossWeights(0.2, 1.0, 0.4, 100.0, 0.3, 4.0, 6.0),
+                steps=300,
+                grid=28,
+                confidence_slack=0.05,
+            ),
+            "minexp; adapted area weight, chosen on training digits",
+        ),
         "house_finch": Preset(
             _paper(1.0, 4.0, 0.4, 15.0, 0.3, 15.0, 6.0), "paper 000, section 6.1"
         ),
