@@ -1,6 +1,6 @@
 # Two commands matter: `make paper` and `make test`. Both set up .venv on their first run.
 .DEFAULT_GOAL := help
-.PHONY: help paper test test-slow lint lock clean
+.PHONY: help paper test test-slow lint readme lock clean
 .DELETE_ON_ERROR:
 
 BIN := .venv/bin
@@ -20,6 +20,9 @@ test-slow: $(STAMP) ## run the tests that take minutes
 
 lint: $(STAMP) ## check code and notebooks with ruff
 	$(BIN)/ruff check .
+
+readme: $(STAMP) ## write the README's measured numbers from the files commands wrote
+	$(BIN)/python -m minexp.readme
 
 lock: ## write requirements.lock anew from pyproject.toml (needs uv)
 	uv pip compile --universal --generate-hashes --extra test --python-version 3.11 --no-header -q pyproject.toml -o requirements.lock

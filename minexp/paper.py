@@ -7,6 +7,7 @@ while notebooks run must make them stale, not pass for what they ran with.
 """
 
 import hashlib
+import json
 import logging
 import os
 import re
@@ -139,7 +140,10 @@ def execute(job: Job) -> dict[str, Any] | TaskFailed:
             return TaskFailed(f"{cell}; partial copy: {partial}")
     nbformat.write(_without_run_metadata(done, nbformat.read(job.source, 4)), partial)
     partial.replace(job.executed)
-    return {"inputs": job.inputs, "seconds": time.monotonic() - start}
+    seconds = time.monotonic() - start
+    record = {"parameters": job.parameters, "seconds": round(seconds, 1)}
+    paths.write_text(job.executed.with_suffix(".json"), json.dumps(record, indent=2) + "\n")
+    return {"inputs": job.inputs, "seconds": seconds}
 
 
 def _without_run_metadata(done: Any, source: Any) -> Any:

@@ -224,6 +224,14 @@ def read_row(path: Path, model: Classifier) -> dict:
     return {**result, "pixels": model.to_pixels(image), "masked": masked, "mask": mask}
 
 
+def summary(row: dict) -> dict:
+    """The numbers of a result that a table shows."""
+    names = ("label", "confidence", "explanation_confidence", "area", "components", "feasible")
+    gaussian = row["robustness"]["gaussian"]
+    image = row["image"]["path"].removeprefix("bundled:")
+    return {"image": image, **{name: row[name] for name in names}, "noise_kept": gaussian["kept"]}
+
+
 def read_config(result: dict) -> ExplainConfig:
     """The configuration a result was made with."""
     try:

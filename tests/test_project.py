@@ -24,7 +24,7 @@ ORDER = [
     "errors", "config", "paths", "images", "samples", "mnist", "models", "training", "taps",
     "masking", "masknet", "losses", "sufficiency", "explain", "minimality", "baselines",
     "abductive", "metrics", "circuit", "results", "jobs", "bench", "style", "plots", "figures",
-    "parameters", "paper", "cli",
+    "parameters", "paper", "readme", "cli",
 ]  # fmt: skip
 FREE = {"__init__", "__main__"}
 

@@ -1,0 +1,121 @@
+"""The README's measured numbers, from the files that commands wrote: ``make readme``.
+
+Each block between ``<!-- measured:NAME -->`` and ``<!-- end -->`` is written anew.
+"""
+
+import csv
+import json
+import re
+
+from minexp.paths import FIGURES, ROOT, write_text
+
+README = ROOT / "README.md"
+BENCH = FIGURES / "bench"
+
+
+def photographs() -> str:
+    """The bundled photographs, a row each, and their medians."""
+    rows = _rows("bundled")
+    lines = [
+        "| photograph | confidence | explanation's | pixels | pieces | on noise | s |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        lines.append(
+            f"| {row['image'].removeprefix('bundled:')} | {float(row['confidence_before']):.2f} "
+            f"| {float(row['confidence_after']):.2f} | {float(row['area']):.1%} "
+            f"| {row['components']} | {float(row['noise_kept']):.0%} "
+            f"| {float(row['seconds']):.0f} |"
+        )
+    summary = _summary("bundled")
+    ours = summary["methods"]["ours"]
+    worst = min(float(row["noise_kept"]) for row in rows)
+    slowest = max(float(row["seconds"]) for row in rows)
+    lines += [
+        "",
+        f"Feasible: {ours['feasible']} of {ours['images']}. "
+        f"Median area {_with_interval(ours['area_median'], '.1%')}; "
+        f"median pieces {ours['components_median']['value']:g}. "
+        f"Label kept on {ours['noise_kept_mean']['value']:.1%} of 32 fresh Gaussian backgrounds "
+        f"on average, {worst:.0%} on the worst photograph. "
+        f"{ours['seconds_median']['value']:.0f} s a photograph (median; slowest {slowest:.0f} s), "
+        f"one process with {summary['threads']} threads on {summary['processors']} cores.",
+    ]
+    return "\n".join(lines)
+
+
+def digits() -> str:
+    """MNIST, with and without noise to survive."""
+    lines = [
+        "| 100 test digits | label kept | pixels, mean | confidence, mean change | kept on noise "
+        "| feasible | seconds |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    names = {"ours_no_noise": "on black (the paper's)", "ours": "surviving noise too"}
+    for method, ours in _summary("mnist")["methods"].items():
+        lines.append(
+            f"| {names[method]} | {ours['label_kept'] / ours['images']:.0%} "
+            f"| {_with_interval(ours['area_mean'], '.2%')} "
+            f"| {ours['confidence_change_mean']['value']:+.3f} "
+            f"| {ours['noise_kept_mean']['value']:.0%} | {ours['feasible']} of {ours['images']} "
+            f"| {ours['seconds_median']['value']:.1f} |"
+        )
+    return "\n".join(lines)
+
+
+def models() -> str:
+    """Accuracy and size of the networks trained here: the digits' and the mask's."""
+    from minexp.masknet import UNet, parameter_count  # torch, only where it is needed
+
+    card = json.loads((ROOT / "data" / "mnist_cnn.json").read_text(encoding="utf-8"))
+    return (
+        f"`mnist_cnn` names {card['test_accuracy']:.1%} of the 1,000 test digits rightly with "
+        f"{card['parameters']:,} parameters. The mask network of a 224 × 224 photograph has "
+        f"{parameter_count(UNet(3, (224, 224), 56)):,}."
+    )
+
+
+def notebooks() -> str:
+    """Figure -> notebook -> command -> minutes, from the figures' sidecars and the last run."""
+    lines = ["| figure | notebook | command | minutes |", "|---|---|---|---|"]
+    for sidecar in sorted(FIGURES.glob("[0-9]*.json")):
+        figure = json.loads(sidecar.read_text(encoding="utf-8"))
+        name, notebook = figure["figure"], figure["notebook"]
+        run = json.loads((FIGURES / "executed" / f"{notebook}.json").read_text(encoding="utf-8"))
+        command = f"minexp paper --only {notebook[:2]}"
+        lines.append(
+            f"| [{name}](figures/{name}.png) | [{notebook}](figures/executed/{notebook}.ipynb) "
+            f"| `{command}` | {run['seconds'] / 60:.1f} |"
+        )
+    return "\n".join(lines)
+
+
+BLOCKS = {"photographs": photographs, "digits": digits, "models": models, "notebooks": notebooks}
+
+
+def render(text: str) -> str:
+    """``text`` with every measured block written anew. Raises KeyError for an unknown one."""
+    return re.sub(
+        r"(<!-- measured:(\w+) -->\n).*?(\n<!-- end -->)",
+        lambda found: found[1] + BLOCKS[found[2]]() + found[3],
+        text,
+        flags=re.DOTALL,
+    )
+
+
+def _summary(suite: str) -> dict:
+    return json.loads((BENCH / suite / "summary.json").read_text(encoding="utf-8"))
+
+
+def _rows(suite: str) -> list[dict[str, str]]:
+    with (BENCH / suite / "results.csv").open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def _with_interval(estimate: dict[str, float], form: str) -> str:
+    low, high = format(estimate["low"], form), format(estimate["high"], form)
+    return f"{format(estimate['value'], form)} (95 % interval {low} to {high})"
+
+
+if __name__ == "__main__":
+    write_text(README, render(README.read_text(encoding="utf-8")))
