@@ -20,6 +20,7 @@ from minexp.config import ExplainConfig, configure, preset
 from minexp.errors import InputError, RunError
 from minexp.models import load_model
 from minexp.paths import write_text
+from minexp.references import check_distinct
 
 COLUMNS = (
     *("image", "model", "method", "criterion", "label_index", "correct", "feasible"),
@@ -52,6 +53,7 @@ def suite(name: str, criterion: str, limit: int | None) -> tuple[str, list[str],
     if name == "bundled":
         return "efficientnet_lite0", [f"bundled:{k}" for k in samples.BUNDLED][:limit], ours
     found = [str(path) for path in images.list_images(name)]
+    check_distinct(found)
     return "efficientnet_lite0", found[:limit], ours
 
 
@@ -91,6 +93,9 @@ def run(
     Returns:
         The summary: per method the medians and means with 95 % bootstrap intervals.
     """
+    for method in methods.values():
+        results.check_inputs(references, _model(model), method, out)
+    out = Path(out).absolute()  # a worker's working directory may be another
     pairs = [(reference, method) for method in methods for reference in references]
     job = partial(_row, model=model, methods=dict(methods), out=out, force=force)
     rows = []
@@ -148,7 +153,7 @@ def _row(pair: tuple[str, str], *, model: str, methods: dict, out: Path, force: 
 
 
 def summarise(rows: Sequence[Mapping]) -> dict:
-    """Shares, medians and means over a method's rows, each with its 95 % bootstrap interval."""
+    """Counts of a method's rows, and medians and means with their 95 % bootstrap intervals."""
     change = [row["confidence_after"] - row["confidence_before"] for row in rows]
     columns = {name: [float(row[name]) for row in rows] for name in _SUMMARISED}
     columns["confidence_change"] = change

@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 failed while running, 2 bad input (one line, no traceback)
 import argparse
 import json
 import sys
+import traceback
 from functools import cache, partial
 from pathlib import Path
 
@@ -22,13 +23,20 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
     except (MinexpError, OSError) as error:
         if options.debug:
-            raise
+            traceback.print_exc()
         print(f"minexp: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2 if isinstance(error, InputError) else 1
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says in one line what is wrong with the options, as every other error does."""
+
+    def error(self, message: str) -> None:
+        self.exit(2, f"{self.prog}: error: {message}; see {self.prog} --help\n")
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         "minexp",
         description="Which few pixels, and which few channels, made this classifier decide?",
     )
@@ -46,7 +54,7 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("images", nargs="+", metavar="IMAGE|DIR", help="or bundled:NAME, mnist:INDEX")
     p.add_argument("--model", default="efficientnet_lite0")
     p.add_argument("--preset", default="default", help="a lambda set; see minexp/config.py")
-    p.add_argument("--set", nargs="+", default=[], action="extend", metavar="NAME=VALUE")
+    p.add_argument("--set", default=[], action="append", metavar="NAME=VALUE")
     p.add_argument("--steps", type=int)
     p.add_argument("--seed", type=int)
     p.add_argument("--out", type=Path, default=Path("explanations"))
@@ -54,7 +62,9 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--backend", default="loky", help="loky or dask")
     p.add_argument("--force", action="store_true", help="also where a finished result exists")
 
-    p = command("verify", _verify, "recompute every reported number from scratch")
+    p = command(
+        "verify", _verify, "recompute what a result reports of image, mask and model from scratch"
+    )
     p.add_argument("results", nargs="+", type=Path, metavar="RESULT.json")
 
     p = command("train", _train, "train a model whose weights the repository carries")
@@ -91,12 +101,14 @@ def _models(options: argparse.Namespace) -> int:
 
 
 def _explain(options: argparse.Namespace) -> int:
-    from minexp import jobs
+    from minexp import jobs, results
 
     config = _config(options)
+    jobs.check(options.jobs, options.backend)
+    options.out = options.out.absolute()  # a worker's working directory may be another
     references = _references(options.images)
     model = _model(options.model)
-    _check_inputs(references, model, config, options.out)
+    results.check_inputs(references, model, config, options.out)
     job = partial(
         _explain_one, name=options.model, config=config, out=options.out, force=options.force,
         live=options.jobs == 1,
@@ -127,33 +139,15 @@ def _value(text: str) -> object:
 
 
 def _references(given: list[str]) -> list[str]:
-    from minexp import images, results
+    from minexp import images
+    from minexp.references import check_distinct
 
     references = []
     for item in given:
         special = item.partition(":")[0] in ("bundled", "mnist")
         references += [item] if special else map(str, images.list_images(item))
-    stems: dict[str, str] = {}
-    for reference in references:
-        other = stems.setdefault(results.stem(reference), reference)
-        if other != reference:
-            raise InputError(f"{other} and {reference} would write the same files; rename one")
+    check_distinct(references)
     return list(dict.fromkeys(references))
-
-
-def _check_inputs(references, model, config, out: Path) -> None:
-    """Refuse before the first result is written, not after the hundredth."""
-    from minexp import results
-
-    if config.grid > min(model.size):
-        raise InputError(f"grid={config.grid}: {model.name}'s images have side {min(model.size)}")
-    unknown = config.tap_weights.keys() - set(model.taps)
-    if unknown:
-        raise InputError(f"tap_weights: {model.name} has no tap {min(unknown)!r}; {model.taps}")
-    if out.exists() and not out.is_dir():
-        raise InputError(f"--out {out} is a file; expected a folder")
-    for reference in references:
-        results.open_reference(reference, model)
 
 
 @cache
@@ -167,9 +161,10 @@ def _explain_one(reference: str, *, name: str, config, out: Path, force: bool, l
     from tqdm import tqdm
 
     from minexp import results
+    from minexp.references import stem
 
     model = _model(name)
-    bar = tqdm(total=config.steps, desc=results.stem(reference), disable=not live, leave=False)
+    bar = tqdm(total=config.steps, desc=stem(reference), disable=not live, leave=False)
 
     def show(record: dict) -> None:
         bar.set_postfix_str(
@@ -182,8 +177,9 @@ def _explain_one(reference: str, *, name: str, config, out: Path, force: bool, l
         result, made = results.explain_to_files(
             reference, model, config, out, force=force, on_step=show
         )
-    path = out / f"{results.stem(reference)}.panel.png"
+    path = out / f"{stem(reference)}.panel.png"
     if made or not path.exists():
+        path.unlink(missing_ok=True)
         _write_panel(path, reference, model)
     kept = "kept" if result["label_kept"] else "LOST"
     return (
@@ -199,21 +195,28 @@ def _write_panel(path: Path, reference: str, model) -> None:
 
     matplotlib.use("agg")
     from minexp import figures, plots, results
+    from minexp.references import stem
 
     figures.save_panel(
         path,
-        plots.panel([results.read_row(path.with_name(f"{results.stem(reference)}.json"), model)]),
+        plots.panel([results.read_row(path.with_name(f"{stem(reference)}.json"), model)]),
     )
 
 
 def _verify(options: argparse.Namespace) -> int:
-    from minexp import results
+    from minexp import verification
 
-    failed = 0
+    failed, unusable = False, None
     for path in options.results:
-        differences = results.verify(path)
-        failed += bool(differences)
+        try:
+            differences = verification.verify(path)
+        except InputError as error:  # the others are verified all the same
+            unusable = unusable or error
+            continue
+        failed |= bool(differences)
         print(f"{path}: {'; '.join(differences) if differences else 'ok'}", flush=True)
+    if unusable:
+        raise unusable
     return 1 if failed else 0
 
 
@@ -222,6 +225,7 @@ def _train(options: argparse.Namespace) -> int:
 
     from minexp import training
 
+    training.recipe(options.name)  # refused before a progress bar is drawn
     with tqdm(desc=options.name, unit="epoch") as bar:
 
         def show(done: int, total: int, accuracy: float) -> None:
@@ -237,8 +241,9 @@ def _train(options: argparse.Namespace) -> int:
 def _bench(options: argparse.Namespace) -> int:
     from tqdm import tqdm
 
-    from minexp import bench
+    from minexp import bench, jobs
 
+    jobs.check(options.jobs)
     model, references, methods = bench.suite(options.suite, options.criterion, options.limit)
     chosen = options.methods.split(",") if options.methods else list(methods)
     if unknown := [method for method in chosen if method not in methods]:
@@ -256,6 +261,8 @@ def _bench(options: argparse.Namespace) -> int:
 def _paper(options: argparse.Namespace) -> int:
     from minexp import paper
 
+    if options.jobs < 1:
+        raise InputError(f"jobs={options.jobs}: expected an integer >= 1")
     only = [number for number in options.only.split(",") if number]
     return paper.run(
         options.profile, only, dict(options.p),

@@ -7,6 +7,7 @@ from types import MappingProxyType
 
 from minexp.errors import InputError
 
+MOST = 2**31 - 2  # of any count; the backgrounds of a seed's final test have the seed after it
 CRITERIA = ("label", "confidence")
 ALIASES = MappingProxyType(  # the paper's subscripts
     {
@@ -47,8 +48,8 @@ class ExplainConfig:
         weights: the lambdas.
         steps: Adam steps, >= 1.
         learning_rate: of the U-Net's weights.
-        grid: side of the square grid of mask logits, at most the image's side; the mask itself
-            has the image's size.
+        grid: side of the square grid of mask logits, at most the image's side; None: 56, or the
+            image's side where that is less. The mask itself has the image's size.
         adapt: if True the area weight acts only while the mask exceeds a budget, which shrinks
             while the mask is feasible and grows while it is not; if False it acts always.
         criterion: "label" or "confidence" (also at least the image's own confidence).
@@ -62,19 +63,21 @@ class ExplainConfig:
     weights: LossWeights = field(default_factory=LossWeights)
     steps: int = 150
     learning_rate: float = 2e-3
-    grid: int = 56
+    grid: int | None = None
     adapt: bool = True
     criterion: str = "confidence"
     confidence_slack: float = 0.0
-    noise_draws: int = 32
+    noise_draws: int = 64
     seed: int = 0
     tap_weights: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name, least in (("steps", 1), ("grid", 8), ("noise_draws", 0), ("seed", 0)):
             value = getattr(self, name)
-            if type(value) is not int or value < least:
-                raise InputError(f"{name}={value!r}: expected an integer >= {least}")
+            if name == "grid" and value is None:
+                continue
+            if type(value) is not int or not least <= value <= MOST:
+                raise InputError(f"{name}={value!r}: expected an integer from {least} to {MOST}")
         if not _is_number(self.learning_rate) or not 0 < self.learning_rate < math.inf:
             raise InputError(f"learning_rate={self.learning_rate!r}: expected a number > 0")
         if not _is_number(self.confidence_slack) or not 0 <= self.confidence_slack <= 1:
@@ -97,7 +100,8 @@ class ExplainConfig:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return number and not abs(value) > 1e300  # larger integers are no floats; nan passes on
 
 
 def configure(config: ExplainConfig, changes: Mapping[str, object]) -> ExplainConfig:
@@ -141,8 +145,8 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
             ExplainConfig(
                 weights=LossWeights(0.2, 1.0, 0.4, 100.0, 0.3, 4.0, 6.0),
                 steps=300,
-                grid=28,
                 confidence_slack=0.05,
+                noise_draws=32,
             ),
             "minexp; adapted area weight, chosen on training digits",
         ),

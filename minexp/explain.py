@@ -19,7 +19,8 @@ from minexp.sufficiency import TOLERANCE, check_mask, drop_specks, is_feasible, 
 
 BIAS_LEARNING_RATE = 0.2  # of the untied bias, in logits a step: a cell can flip in a few steps
 BUDGET_START, BUDGET_SHRINK, BUDGET_GROW = 0.8, 0.95, 1.02  # fractions of all pixels; factors
-STREAK = 3  # steps, so as many backgrounds, a mask must pass in a row before it is made smaller
+DEFAULT_GRID = 56
+STREAK = 3  # steps in a row that pass, each on a background of its own, make a mask promising
 
 
 @dataclass(frozen=True)
@@ -28,8 +29,9 @@ class Explanation:
 
     ``mask`` (1, 1, H, W) holds 0 and 1; ``masked`` is m x, (1, C, H, W) normalised. ``feasible``
     says whether the mask met the criterion, ``label_kept`` whether the masked image keeps the
-    label; both may be false, and then no mask that was seen did. ``history`` has a dict a step:
-    every unweighted loss term, the hard mask's area, its confidences, the budget.
+    label; where no mask tested was feasible, ``mask`` is the most confident one seen.
+    ``history`` has a dict a step: every unweighted loss term, the hard mask's area, its
+    confidences, the budget.
     """
 
     mask: Tensor
@@ -88,7 +90,7 @@ def explain(
 
     Raises:
         InputError: the image's shape is not the model's, the grid is finer than the image, or
-            the label is out of range.
+            the label is out of range; a tap weight names no tap; the model is not frozen.
     """
     config = config or ExplainConfig()
     started = time.perf_counter()
@@ -152,9 +154,21 @@ def _checked_image(model: Classifier, image: Tensor, config: ExplainConfig) -> T
     expected = (1, len(model.mean), *model.size)
     if tuple(image.shape) != expected:
         raise InputError(f"image of shape {tuple(image.shape)}: {model.name} expects {expected}")
-    if config.grid > min(model.size):
-        raise InputError(f"grid={config.grid}: expected at most the image's side {min(model.size)}")
+    check_settings(model, config)
+    trained = model.module.training or any(p.requires_grad for p in model.module.parameters())
+    if trained:  # its statistics and gradients would change, and with them what is explained
+        raise InputError(f"{model.name} is not frozen: call .eval() and .requires_grad_(False)")
     return image.to(model.device)
+
+
+def check_settings(model: Classifier, config: ExplainConfig) -> None:
+    """Raise InputError where a setting does not fit the model: the grid's side, a tap's name."""
+    side = min(model.size)
+    if config.grid is not None and config.grid > side:
+        raise InputError(f"grid={config.grid}: expected at most the image's side {side}")
+    if unknown := config.tap_weights.keys() - set(model.taps):
+        taps_there = ", ".join(model.taps)
+        raise InputError(f"tap_weights: no tap {min(unknown)!r} of {model.name}: {taps_there}")
 
 
 def _read_target(model: Classifier, image: Tensor, label: int | None) -> _Target:
@@ -168,8 +182,9 @@ def _read_target(model: Classifier, image: Tensor, label: int | None) -> _Target
 
 def _seeded_network(model: Classifier, config: ExplainConfig) -> UNet:
     with torch.random.fork_rng(devices=[]):  # the caller's random numbers stay as they were
-        torch.manual_seed(config.seed)
-        return UNet(len(model.mean), model.size, config.grid).to(model.device)
+        torch.default_generator.manual_seed(config.seed)
+        grid = config.grid or min(DEFAULT_GRID, *model.size)
+        return UNet(len(model.mean), model.size, grid).to(model.device)
 
 
 def _parameter_groups(network: UNet, config: ExplainConfig) -> list[dict]:
@@ -250,7 +265,7 @@ def _passes(record: dict[str, float], confidence: float, config: ExplainConfig) 
 def _choose(
     model: Classifier, target: _Target, seen: list[_Seen], config: ExplainConfig
 ) -> tuple[Tensor, bool]:
-    """The smallest mask seen that is feasible, less the specks it does not need.
+    """The smallest promising mask that is feasible, less the specks it does not need.
 
     Returns the mask (1, 1, H, W) float and whether it is feasible. Where no promising one is: the
     most confident one seen, whatever it is worth.

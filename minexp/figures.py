@@ -1,5 +1,6 @@
 """The only writer of figures: PNG, SVG and a JSON sidecar that says where the picture came from."""
 
+import io
 import json
 import platform
 import subprocess
@@ -11,7 +12,8 @@ from typing import Any
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
-from minexp.paths import FIGURES, ROOT, replacing, write_text
+from minexp.paths import FIGURES, ROOT, replacing
+from minexp.style import style
 
 
 def save(
@@ -37,12 +39,6 @@ def save(
         The PNG's path.
     """
     folder = folder or FIGURES
-    png = folder / f"{name}.png"
-    # without dates and versions in the files two runs give the same bytes
-    with replacing(png) as partial:
-        figure.savefig(partial, format="png", dpi=200, metadata={"Software": None})
-    with replacing(folder / f"{name}.svg") as partial:
-        figure.savefig(partial, format="svg", metadata={"Date": None, "Creator": None})
     sidecar = {
         "figure": name,
         "notebook": notebook,
@@ -55,16 +51,31 @@ def save(
         "inputs": dict(inputs),
         "numbers": numbers,
     }
-    write_text(folder / f"{name}.json", json.dumps(sidecar, indent=2) + "\n")
+    files = {  # all made before the first is written: no figure without its provenance
+        "json": (json.dumps(sidecar, indent=2) + "\n").encode(),
+        # without dates and versions in the files two runs give the same bytes
+        "svg": _render(figure, "svg", {"Date": None, "Creator": None}),
+        "png": _render(figure, "png", {"Software": None}),
+    }
+    for suffix, content in files.items():
+        with replacing(folder / f"{name}.{suffix}") as partial:
+            partial.write_bytes(content)
     plt.close(figure)
-    return png
+    return folder / f"{name}.png"
 
 
 def save_panel(path: Path, figure: Figure) -> None:
     """Write a result's ``<stem>.panel.png``; its provenance is the JSON beside it."""
     with replacing(path) as partial:
-        figure.savefig(partial, format="png", dpi=150, metadata={"Software": None})
+        partial.write_bytes(_render(figure, "png", {"Software": None}))
     plt.close(figure)
+
+
+def _render(figure: Figure, form: str, metadata: dict) -> bytes:
+    buffer = io.BytesIO()
+    with style():  # some settings, such as SVG's, are read only now
+        figure.savefig(buffer, format=form, metadata=metadata)
+    return buffer.getvalue()
 
 
 def commit() -> str | None:

@@ -22,16 +22,21 @@ def run(function: Callable, items: Sequence, *, jobs: int = 1, backend: str = "l
     Raises:
         InputError: an unknown backend, jobs < 1, or dask is not installed.
     """
-    if backend not in BACKENDS:
-        raise InputError(f"backend {backend!r}: expected one of {', '.join(BACKENDS)}")
-    if jobs < 1:
-        raise InputError(f"jobs={jobs}: expected an integer >= 1")
+    check(jobs, backend)
     if jobs == 1 and backend == "loky":
         yield from map(function, items)
         return
     with _workers(jobs, backend):
         tasks = (delayed(_single_threaded)(function, item) for item in items)
         yield from Parallel(return_as="generator")(tasks)
+
+
+def check(jobs: int, backend: str = "loky") -> None:
+    """Raise InputError for fewer than one job or an unknown backend."""
+    if backend not in BACKENDS:
+        raise InputError(f"backend {backend!r}: expected one of {', '.join(BACKENDS)}")
+    if jobs < 1:
+        raise InputError(f"jobs={jobs}: expected an integer >= 1")
 
 
 def _single_threaded(function: Callable, item: object) -> object:

@@ -11,8 +11,8 @@ class UNet(nn.Module):
 
     The mask lives on a grid coarser than the image (56 x 56 under 224 x 224): one logit steers
     a 4 x 4 patch, logits are interpolated bilinearly and thresholded at the image's own
-    resolution, so outlines are smooth curves, single-pixel adversarial dust cannot form, and a
-    step costs a sixteenth of a full-resolution network's.
+    resolution, so outlines are smooth curves, pixels cannot go one by one, and a step costs a
+    sixteenth of a full-resolution network's. Digits are so small that their grid is the image's.
 
     The output layer's bias is untied: one number per grid cell instead of one for all. The
     convolutions give the mask the image's structure; the untied bias lets one cell change

@@ -199,9 +199,7 @@ def _mnist_cnn(pretrained: bool) -> Classifier:
     module = build_mnist_cnn()
     digest = None
     if pretrained:
-        card = mnist_weights().with_suffix(".json")
-        expected = json.loads(card.read_text())["weights_sha256"] if card.is_file() else "(no card)"
-        digest = _checked("mnist_cnn", mnist_weights(), expected)
+        digest = _checked("mnist_cnn", mnist_weights(), _recorded(mnist_weights()))
         module.load_state_dict(load_file(mnist_weights()))
     return Classifier(
         name="mnist_cnn",
@@ -217,6 +215,15 @@ def _mnist_cnn(pretrained: bool) -> Classifier:
         ),
         weights_sha256=digest,
     )
+
+
+def _recorded(weights: Path) -> str:
+    """The sha256 that the card beside trained weights states."""
+    card = weights.with_suffix(".json")
+    try:
+        return str(json.loads(card.read_text(encoding="utf-8"))["weights_sha256"])
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise WeightsError(f"{card}: no readable model card ({error!r}); train it again") from error
 
 
 def _checked(name: str, path: Path, expected: str) -> str:

@@ -1,8 +1,8 @@
 """The paper as a graph: each numbered notebook is a task, run again only when an input changed.
 
 An input is the notebook's source, each of its resolved parameters, any file of ``minexp/`` and
-``data/``, ``requirements.lock``, and the manifest of ``MINEXP_IMAGES``. All are digested when the
-run is planned, not (as doit's ``file_dep`` would) once a notebook has finished: a file edited
+``data/``, ``requirements.lock``, the installed versions, and the manifest of ``MINEXP_IMAGES``;
+a figure that is gone makes its notebook stale too. All are digested when the run is planned, not (as doit's ``file_dep`` would) once a notebook has finished: a file edited
 while notebooks run must make them stale, not pass for what they ran with.
 """
 
@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterable, Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -79,7 +80,7 @@ def plan(profile: str, only: Iterable[str], overrides: Mapping[str, Any]) -> lis
     chosen = {str(number).zfill(2) for number in only} or set(sources)
     require_known("notebook", chosen, sources, "--only")
     require_known("parameter", overrides, [name for n in chosen for name in known[n]], "-p")
-    shared, jobs = _digests(_shared_files()), []
+    shared, jobs = _digests(_shared_files()) | _versions(), []
     for number in sorted(chosen):
         source = sources[number]
         given = {"profile": profile, **settings.get(number, {}), **overrides}
@@ -95,6 +96,11 @@ def plan(profile: str, only: Iterable[str], overrides: Mapping[str, Any]) -> lis
 def _digests(files: Iterable[Path]) -> dict[str, str]:
     digests = {path: hashlib.sha256(path.read_bytes()).hexdigest()[:16] for path in sorted(files)}
     return {os.path.relpath(path, paths.ROOT): digest for path, digest in digests.items()}
+
+
+def _versions() -> dict[str, str]:
+    """Installed versions, which the lock does not fix in a conda environment."""
+    return {f"version of {name}": version(name) for name in ("torch", "timm", "numpy", "pillow")}
 
 
 def _shared_files() -> list[Path]:
@@ -141,7 +147,7 @@ def execute(job: Job) -> dict[str, Any] | TaskFailed:
     nbformat.write(_without_run_metadata(done, nbformat.read(job.source, 4)), partial)
     partial.replace(job.executed)
     seconds = time.monotonic() - start
-    record = {"parameters": job.parameters, "seconds": round(seconds, 1)}
+    record = {"parameters": job.parameters, "seconds": round(seconds, 1), "figures": _figures(job)}
     paths.write_text(job.executed.with_suffix(".json"), json.dumps(record, indent=2) + "\n")
     return {"inputs": job.inputs, "seconds": seconds}
 
@@ -192,8 +198,23 @@ def _say(task: Task, event: str) -> None:
 
 def _task(job: Job) -> Task:
     fresh, quiet = [config_changed(job.inputs)], {"capture": False}
-    targets = [str(job.executed)]
+    targets = [str(path) for path in (job.executed, *_made(job))]
     return Task(job.source.stem, [(execute, [job])], targets=targets, uptodate=fresh, io=quiet)
+
+
+def _figures(job: Job) -> list[str]:
+    """The figures whose sidecars name this notebook."""
+    sidecars = {path: json.loads(path.read_bytes()) for path in paths.FIGURES.glob("*.json")}
+    return sorted(path.stem for path, s in sidecars.items() if s["notebook"] == job.source.stem)
+
+
+def _made(job: Job) -> list[Path]:
+    """What the last run left beside the executed copy: if one is gone, it must run again."""
+    record = job.executed.with_suffix(".json")
+    if not record.exists():
+        return [record]
+    names = json.loads(record.read_bytes())["figures"]
+    return [record, *(paths.FIGURES / f"{name}.png" for name in names)]
 
 
 def _state(job: Job, record: Dependency, force: bool) -> str:

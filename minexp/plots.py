@@ -38,7 +38,8 @@ def panel(rows: Sequence[Mapping]) -> Figure:
     """Image, mask and explanation side by side, a row an explanation (top row of Figure 2).
 
     Each row has ``pixels`` and ``masked`` (1, C, H, W) in [0, 1], ``mask`` (1, 1, H, W), and the
-    result's ``label``, ``confidence``, ``explanation_confidence``, ``area``, ``label_kept``.
+    result's ``label``, ``confidence``, ``explanation_confidence``, ``area``, ``label_kept`` and
+    ``feasible``.
     """
     with style():
         height = PAGE_WIDTH * 0.36 * len(rows)
@@ -49,6 +50,7 @@ def panel(rows: Sequence[Mapping]) -> Figure:
             show_image(left, row["pixels"], f"{row['label']}: {row['confidence']:.2f}")
             show_mask(middle, row["mask"], f"mask: {100 * row['area']:.1f} % of pixels")
             kept = "" if row["label_kept"] else ", label lost"
+            kept += "" if row["feasible"] else ", not feasible"
             show_image(
                 right, row["masked"], f"explanation: {row['explanation_confidence']:.2f}{kept}"
             )
@@ -77,12 +79,12 @@ def history(steps: Sequence[Mapping[str, float]], confidence: float) -> Figure:
     with style():
         figure, ax = plt.subplots(figsize=(PAGE_WIDTH, 2.2), layout="constrained")
         for name, colour, label in (
-            ("area", PALETTE["ours"], "area of the mask"),
-            ("confidence", PALETTE["image"], "confidence, masked image"),
+            ("area", PALETTE["baseline"], "area of the mask"),
+            ("confidence", PALETTE["ours"], "confidence, masked image"),
             ("noise_confidence", PALETTE["noise"], "confidence, on noise"),
         ):
             ax.plot(step, [record[name] for record in steps], color=colour, label=label)
-        ax.axhline(confidence, color=PALETTE["baseline"], linestyle="--", label="image's own")
-        ax.set(xlabel="step", ylabel="fraction", ylim=(0, 1.02), xlim=(0, step[-1]))
+        ax.axhline(confidence, color=PALETTE["image"], linestyle="--", label="image's own")
+        ax.set(xlabel="step", ylabel="fraction", ylim=(0, 1.02), xlim=(0, max(1, step[-1])))
         ax.legend(ncols=4, loc="upper center", bbox_to_anchor=(0.5, 1.2))
     return figure

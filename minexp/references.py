@@ -1,0 +1,64 @@
+"""Images by reference: a path, ``bundled:coffee`` or ``mnist:4711``."""
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+from minexp import images, mnist, samples
+from minexp.errors import InputError
+from minexp.models import Classifier
+
+
+def open_reference(reference: str, model: Classifier) -> tuple[Tensor, str]:
+    """The model's input (1, C, H, W) for an image reference, and the sha256 of its bytes.
+
+    Raises:
+        InputError: no such picture, or one that ``images.read_image`` refuses.
+    """
+    kind, _, name = reference.partition(":")
+    if kind == "mnist":
+        pixels, _ = mnist.digits()
+        if not name.isdecimal() or int(name) >= len(pixels):
+            raise InputError(f"{reference!r}: expected mnist:0 to mnist:{len(pixels) - 1}")
+        digit = pixels[int(name)]
+        picture = Image.fromarray(np.round(digit * 255).astype(np.uint8)).convert("RGB")
+        return model.preprocess(picture), hashlib.sha256(digit.tobytes()).hexdigest()
+    path = locate(reference)
+    return images.load_image(path, model), images.sha256(path)
+
+
+def locate(reference: str) -> Path:
+    """The file behind a reference that is a path or ``bundled:NAME``. Raises InputError."""
+    kind, _, name = reference.partition(":")
+    if kind != "bundled":
+        return Path(reference)
+    bundled = samples.bundled_images()
+    if name not in bundled:
+        raise InputError(f"{reference!r}: no such bundled picture; there are: {', '.join(bundled)}")
+    return bundled[name]
+
+
+def stem(reference: str) -> str:
+    """The name a result's files share: the file's stem, or the reference's with a dash."""
+    special = reference.partition(":")[0] in ("bundled", "mnist")
+    return reference.replace(":", "-") if special else Path(reference).stem
+
+
+def check_distinct(references: Sequence[str]) -> None:
+    """Raise InputError if two images would write the same files."""
+    stems: dict[str, str] = {}
+    for reference in references:
+        other = stems.setdefault(stem(reference), reference)
+        if other != reference:
+            raise InputError(f"{other} and {reference} would write the same files; rename one")
+
+
+def beside(path: Path, reference: str) -> str:
+    """The reference as written, or the file of that name beside the result if it moved along."""
+    moved = Path(path).parent / Path(reference).name
+    special = reference.partition(":")[0] in ("bundled", "mnist")
+    return reference if special or Path(reference).exists() or not moved.exists() else str(moved)

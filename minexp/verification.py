@@ -1,0 +1,98 @@
+"""A result on disk, judged anew from its image, its mask and its model."""
+
+import math
+from pathlib import Path
+
+from minexp.config import ExplainConfig, LossWeights
+from minexp.errors import InputError
+from minexp.models import load_model
+from minexp.references import beside, open_reference
+from minexp.results import read_mask, read_result
+from minexp.sufficiency import check_mask, is_feasible
+
+TOLERANCE = 1e-4  # of every recomputed number but the area, which one pixel must change
+MOST_DRAWS = 100_000
+NUMBERS = ("confidence", "explanation_confidence", "label_kept", "feasible", "area", "components")
+
+
+def verify(path: Path) -> list[str]:
+    """Recompute every reported number from image, mask and model by plain forward passes.
+
+    What describes the search and not the mask cannot be recomputed: ``seconds``,
+    ``forward_passes`` and ``versions``; ``steps``, ``seed`` and ``backward_passes`` must agree
+    with ``config``.
+
+    Returns:
+        What differs by more than 1e-4, in words; empty if the result holds.
+
+    Raises:
+        InputError: a file is missing or is not the one the result was made from.
+    """
+    result, mask = read_result(path), read_mask(path)
+    model = load_model(result["model"])
+    if model.weights_sha256 != result["weights_sha256"]:
+        raise InputError(f"{path}: made with other weights of {result['model']} than are here")
+    image, digest = open_reference(beside(path, result["image"]["path"]), model)
+    if digest != result["image"]["sha256"]:
+        raise InputError(f"{path}: {result['image']['path']} is not the image it was made from")
+    if mask.shape[-2:] != image.shape[-2:]:
+        raise InputError(f"{path}: the mask's size {tuple(mask.shape[-2:])} is not the image's")
+    if not 0 <= result["label_index"] < len(model.class_names):
+        raise InputError(f"{path}: label_index {result['label_index']} is no class of {model.name}")
+    reported = _numbers(result)
+    draws = result["robustness"]["gaussian"]["draws"]
+    if type(draws) is not int or not 1 <= draws <= MOST_DRAWS:
+        raise InputError(f"{path}: {draws!r} draws; expected an integer from 1 to {MOST_DRAWS}")
+    label = result["label_index"]
+    check = check_mask(model, image, mask, label, draws=draws)
+    recomputed = {
+        "label": model.class_names[label],
+        "confidence": check.confidence,
+        "explanation_confidence": check.explanation_confidence,
+        "label_kept": check.label_kept,
+        "feasible": is_feasible(model, image, mask, label, read_config(result)),
+        "area": check.area,
+        "components": check.components,
+        "gaussian kept": check.noise_kept,
+    }
+    differences = [
+        f"{name}: reported {reported[name]}, recomputed {value}"
+        for name, value in recomputed.items()
+        if not _same(reported[name], value, 0 if name == "area" else TOLERANCE)
+    ]
+    return differences + _bookkeeping(result, read_config(result))
+
+
+def _bookkeeping(result: dict, config: ExplainConfig) -> list[str]:
+    expected = {
+        "steps": config.steps,
+        "seed": config.seed,
+        "backward_passes": 2 * config.steps,
+        "minimality": None,
+    }
+    return [
+        f"{name}: reported {result[name]}, expected {value}"
+        for name, value in expected.items()
+        if result[name] != value
+    ]
+
+
+def _numbers(result: dict) -> dict:
+    return {name: result[name] for name in ("label", *NUMBERS)} | {
+        "gaussian kept": result["robustness"]["gaussian"]["kept"]
+    }
+
+
+def _same(reported: object, recomputed: object, tolerance: float) -> bool:
+    if isinstance(recomputed, float) and isinstance(reported, int | float):
+        return math.isclose(reported, recomputed, rel_tol=1e-6, abs_tol=tolerance)
+    return reported == recomputed
+
+
+def read_config(result: dict) -> ExplainConfig:
+    """The configuration a result was made with."""
+    try:
+        stored = dict(result["config"])
+        return ExplainConfig(weights=LossWeights(**stored.pop("weights")), **stored)
+    except (TypeError, KeyError, ValueError) as error:
+        raise InputError(f"the result's config is not one of this version ({error})") from error

@@ -1,0 +1,245 @@
+"""The command line: what it prints, what it writes, how it refuses."""
+
+import json
+import os
+import struct
+import subprocess
+import sys
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from minexp import models
+from minexp.cli import main
+from minexp.errors import InputError
+
+COMMANDS = ("models", "explain", "verify", "train", "bench", "paper")
+QUICK = ["--model", "mnist_cnn", "--set", "grid=28", "--steps", "20"]
+
+
+def run(*arguments, capsys) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr of one call in this process."""
+    try:
+        code = main([str(argument) for argument in arguments])
+    except SystemExit as stop:  # argparse
+        code = stop.code
+    return code, *capsys.readouterr()
+
+
+def tree(folder) -> dict:
+    return {path: path.stat().st_mtime_ns for path in sorted(folder.rglob("*"))}
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """An empty working directory."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def png_header(width: int, height: int) -> bytes:
+    """A PNG that says its size and holds no pixels."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        content = kind + data
+        return struct.pack(">I", len(data)) + content + struct.pack(">I", zlib.crc32(content))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"") + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("command", [(), *((name,) for name in COMMANDS)])
+def test_help(command, capsys):
+    code, out, err = run(*command, "--help", capsys=capsys)
+    assert code == 0 and err == "" and out.startswith("usage: minexp")
+    assert all(name in out for name in COMMANDS) or command
+
+
+def test_every_contracted_option_is_in_the_help(capsys):
+    out = run("explain", "--help", capsys=capsys)[1]
+    for option in ("model", "preset", "set", "steps", "seed", "out", "jobs", "backend", "force"):
+        assert f"--{option} " in out or f"--{option}\n" in out
+    assert "--debug" in out
+
+
+def pictures(folder) -> None:
+    """Good and bad ones of every kind."""
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3)).astype(np.uint8)
+    for name in ("good.png", "good.jpg", "other.png"):
+        Image.fromarray(pixels).save(folder / name)
+    (folder / "text.png").write_text("not a picture")
+    (folder / "cut.png").write_bytes((folder / "good.png").read_bytes()[:900])
+    (folder / "empty.png").write_bytes(b"")
+    Image.fromarray(pixels[:1, :1]).save(folder / "dot.png")
+    (folder / "huge.png").write_bytes(png_header(10_001, 10_000))
+    (folder / "void").mkdir()
+    (folder / "file").write_text("in the way")
+
+
+BAD = {
+    "missing file": (["missing.png"], "missing.png"),
+    "empty directory": (["void"], "void"),
+    "not an image": (["text.png"], "text.png"),
+    "truncated": (["cut.png"], "cut.png"),
+    "empty file": (["empty.png"], "empty.png"),
+    "1 x 1": (["dot.png"], "dot.png"),
+    "over 100 megapixels": (["huge.png"], "huge.png"),
+    "bad after good": (["good.png", "text.png"], "text.png"),
+    "unknown digit": (["mnist:5000"], "mnist:5000"),
+    "unknown bundled": (["bundled:nope"], "bundled:nope"),
+    "unknown model": (["good.png", "--model", "nope"], "nope"),
+    "unknown preset": (["good.png", "--preset", "nope"], "nope"),
+    "unknown lambda": (["good.png", "--set", "nope=1"], "nope"),
+    "negative lambda": (["good.png", "--set", "area=-1"], "area=-1"),
+    "lambda not a number": (["good.png", "--set", "tv=much"], "total_variation='much'"),
+    "infinite lambda": (["good.png", "--set", "tv=Infinity"], "total_variation=inf"),
+    "no equals sign": (["good.png", "--set", "area"], "--set area"),
+    "unknown criterion": (["good.png", "--set", "criterion=x"], "criterion='x'"),
+    "unknown tap": (["good.png", "--set", 'tap_weights={"nope": 1}'], "nope"),
+    "no steps": (["good.png", "--steps", "0"], "steps=0"),
+    "negative seed": (["good.png", "--seed", "-1"], "seed=-1"),
+    "seed of 65 bits": (["good.png", "--seed", str(2**64)], str(2**64)),
+    "grid too fine": (["good.png", "--set", "grid=64"], "grid=64"),
+    "no jobs": (["good.png", "--jobs", "0"], "jobs=0"),
+    "unknown backend": (["good.png", "--backend", "nope"], "nope"),
+    "same stem": (["good.png", "good.jpg"], "good.jpg"),
+    "out is a file": (["good.png", "--out", "file"], "file"),
+    "out is below a file": (["good.png", "--out", "file/below"], "file/below"),
+    "not a number": (["good.png", "--steps", "many"], "many"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_exits_2_in_one_line_and_writes_nothing(here, capsys, case):
+    given, word = BAD[case]
+    pictures(here)
+    before = tree(here)
+    code, out, err = run("explain", *QUICK, *given, capsys=capsys)
+    assert code == 2 and out == ""
+    assert word in err and "Traceback" not in err
+    assert err.endswith("\n") and len(err.splitlines()) == 1
+    assert tree(here) == before
+
+
+@pytest.mark.parametrize("name", ["missing.json", "text.json", "folder.json", "list.json"])
+def test_verify_refuses_what_is_no_result(here, capsys, name):
+    (here / "text.json").write_text("not json")
+    (here / "list.json").write_text("[1]")
+    (here / "folder.json").mkdir()
+    code, out, err = run("verify", name, capsys=capsys)
+    assert code == 2 and out == "" and name in err and len(err.splitlines()) == 1
+
+
+def test_train_of_an_unknown_model(capsys):
+    code, out, err = run("train", "nope", capsys=capsys)
+    assert code == 2 and out == "" and "'nope'" in err and "mnist_cnn" in err
+    assert len(err.splitlines()) == 1
+
+
+@pytest.mark.parametrize("arguments", [[], ["nope"], ["explain"], ["models", "--nope"]])
+def test_wrong_usage_exits_2(capsys, arguments):
+    code, out, err = run(*arguments, capsys=capsys)
+    assert code == 2 and out == "" and "minexp" in err
+
+
+def test_debug_raises(here, capsys):
+    with pytest.raises(InputError, match=r"missing\.png"):
+        main(["explain", "missing.png", "--debug"])
+
+
+def test_models(capsys):
+    code, out, err = run("models", capsys=capsys)
+    assert code == 0 and err == ""
+    lines = out.splitlines()
+    assert [line.split()[0] for line in lines[1:]] == list(models.available())
+    assert all(" yes " in line for line in lines[1:])
+
+
+def test_explain_writes_four_files_then_keeps_them(here, capsys):
+    code, out, _ = run("explain", "mnist:4", *QUICK, "--out", "out", capsys=capsys)
+    assert code == 0 and len(out.splitlines()) == 1 and out.startswith("mnist:4: ")
+    assert "(kept result)" not in out
+    assert {path.name for path in (here / "out").iterdir()} == {
+        f"mnist-4.{end}" for end in ("json", "mask.png", "explanation.png", "panel.png")
+    }
+    result = json.loads((here / "out" / "mnist-4.json").read_text())
+    assert result["image"]["path"] == "mnist:4" and result["steps"] == 20
+    assert f"area {100 * result['area']:.1f} %" in out
+    assert ("NOT feasible" in out) is not result["feasible"]
+    before = tree(here)
+    code, again, _ = run("explain", "mnist:4", *QUICK, "--out", "out", capsys=capsys)
+    assert code == 0 and again == out.replace("\n", " (kept result)\n") and tree(here) == before
+    code, forced, _ = run("explain", "mnist:4", *QUICK, "--out", "out", "--force", capsys=capsys)
+    assert code == 0 and forced == out and tree(here) != before
+
+
+def test_settings_reach_the_result(here, capsys):
+    code, *_ = run(
+        "explain", "mnist:4", "--model", "mnist_cnn", "--preset", "mnist", "--steps", "2",
+        "--seed", "3", "--set", "grid=14", "area=15", "--set", "noise_draws=0",
+        "criterion=label", "adapt=true", capsys=capsys,
+    )  # fmt: skip
+    config = json.loads((here / "explanations" / "mnist-4.json").read_text())["config"]
+    assert code == 0 and (config["steps"], config["seed"], config["grid"]) == (2, 3, 14)
+    assert (config["weights"]["area"], config["weights"]["total_variation"]) == (15, 50.0)
+    assert (config["criterion"], config["adapt"], config["noise_draws"]) == ("label", True, 0)
+
+
+def test_a_folder_and_a_repeated_picture(here, capsys):
+    (here / "in").mkdir()
+    for name in ("b", "a"):
+        Image.new("L", (28, 28), 200).save(here / "in" / f"{name}.png")
+    code, out, _ = run(
+        "explain", "in", "in/a.png", "--model", "mnist_cnn", "--set", "grid=8", "--steps", "1",
+        "--out", "out", capsys=capsys,
+    )  # fmt: skip
+    assert code == 0 and [line.split(": ")[0] for line in out.splitlines()] == [
+        os.path.join("in", "a.png"), os.path.join("in", "b.png"),
+    ]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_two_jobs_print_in_order_and_write_all(here, capsys):
+    digits = ["mnist:9", "mnist:4", "mnist:2000"]
+    folder = here / "out"  # absolute: workers that another test started have its directory
+    code, out, _ = run("explain", *digits, *QUICK, "--jobs", "2", "--out", folder, capsys=capsys)
+    assert code == 0 and [line.rpartition(": ")[0] for line in out.splitlines()] == digits
+    assert len(list((here / "out").iterdir())) == 4 * 3
+    assert run("verify", *sorted((here / "out").glob("*.json")), capsys=capsys)[0] == 0
+
+
+def test_verify(here, capsys):
+    run("explain", "mnist:4", *QUICK, "--out", "out", capsys=capsys)
+    path = here / "out" / "mnist-4.json"
+    assert run("verify", path, capsys=capsys) == (0, f"{path}: ok\n", "")
+    result = json.loads(path.read_text())
+    (here / "out" / "copy.json").write_text(json.dumps(result | {"area": result["area"] + 0.01}))
+    (here / "out" / "copy.mask.png").write_bytes((here / "out" / "mnist-4.mask.png").read_bytes())
+    copy = here / "out" / "copy.json"
+    code, out, err = run("verify", copy, path, capsys=capsys)
+    assert code == 1 and err == "" and len(out.splitlines()) == 2
+    assert out.startswith(f"{copy}: area: reported ") and out.endswith(f"{path}: ok\n")
+
+
+def minexp(*arguments, cwd) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-m", "minexp", *arguments], cwd=cwd, capture_output=True, text=True
+    )
+
+
+def test_as_a_program_help_needs_no_torch(here):
+    done = minexp("--help", cwd=here)
+    assert (done.returncode, done.stderr) == (0, "") and "explain" in done.stdout
+
+
+def test_as_a_program_a_missing_file(here):
+    done = minexp("explain", "missing.png", cwd=here)
+    assert (done.returncode, done.stdout) == (2, "") and list(here.iterdir()) == []
+    assert len(done.stderr.splitlines()) == 1 and "'missing.png'" in done.stderr
+
+
+def test_as_a_program_debug_shows_the_traceback(here):
+    done = minexp("explain", "x.png", "--set", "area", "--debug", cwd=here)
+    assert done.returncode != 0 and "Traceback" in done.stderr and "--set area" in done.stderr
