@@ -220,6 +220,8 @@ def _mnist_cnn(pretrained: bool) -> Classifier:
 def _recorded(weights: Path) -> str:
     """The sha256 that the card beside trained weights states."""
     card = weights.with_suffix(".json")
+    if not weights.is_file():
+        return "none"  # that the weights themselves are missing is said first, by _checked
     try:
         return str(json.loads(card.read_text(encoding="utf-8"))["weights_sha256"])
     except (OSError, ValueError, TypeError, KeyError) as error:

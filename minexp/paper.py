@@ -1,9 +1,10 @@
 """The paper as a graph: each numbered notebook is a task, run again only when an input changed.
 
 An input is the notebook's source, each of its resolved parameters, any file of ``minexp/`` and
-``data/``, ``requirements.lock``, the installed versions, and the manifest of ``MINEXP_IMAGES``;
-a figure that is gone makes its notebook stale too. All are digested when the run is planned, not (as doit's ``file_dep`` would) once a notebook has finished: a file edited
-while notebooks run must make them stale, not pass for what they ran with.
+``data/``, ``requirements.lock``, the installed versions, and the manifest of ``MINEXP_IMAGES``; a
+figure that is gone makes its notebook stale too. All are digested when the run is planned, not
+(as doit's ``file_dep`` would) once a notebook has finished: a file edited while notebooks run must
+make them stale, not pass for what they ran with.
 """
 
 import hashlib
@@ -224,7 +225,8 @@ def _state(job: Job, record: Dependency, force: bool) -> str:
         return "up to date"
     old = record.get_values(task.name).get("inputs", {})
     changed = sorted(k for k in old.keys() | job.inputs.keys() if old.get(k) != job.inputs.get(k))
-    why = f"changed: {', '.join(changed)}" if changed else f"{job.executed.name} is missing"
+    gone = [path.name for path in (job.executed, *_made(job)) if not path.exists()]
+    why = f"changed: {', '.join(changed)}" if changed else f"{', '.join(gone)} is missing"
     return f"would run: {'forced' if force else why if old else 'it has not run yet, or failed'}"
 
 

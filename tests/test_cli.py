@@ -13,7 +13,6 @@ from PIL import Image
 
 from minexp import models
 from minexp.cli import main
-from minexp.errors import InputError
 
 COMMANDS = ("models", "explain", "verify", "train", "bench", "paper")
 QUICK = ["--model", "mnist_cnn", "--set", "grid=28", "--steps", "20"]
@@ -144,9 +143,9 @@ def test_wrong_usage_exits_2(capsys, arguments):
     assert code == 2 and out == "" and "minexp" in err
 
 
-def test_debug_raises(here, capsys):
-    with pytest.raises(InputError, match=r"missing\.png"):
-        main(["explain", "missing.png", "--debug"])
+def test_debug_shows_the_traceback_and_keeps_the_exit_code(here, capsys):
+    code, _, err = run("explain", "missing.png", "--debug", capsys=capsys)
+    assert code == 2 and "Traceback" in err and "missing.png" in err
 
 
 def test_models(capsys):
@@ -178,8 +177,8 @@ def test_explain_writes_four_files_then_keeps_them(here, capsys):
 def test_settings_reach_the_result(here, capsys):
     code, *_ = run(
         "explain", "mnist:4", "--model", "mnist_cnn", "--preset", "mnist", "--steps", "2",
-        "--seed", "3", "--set", "grid=14", "area=15", "--set", "noise_draws=0",
-        "criterion=label", "adapt=true", capsys=capsys,
+        "--seed", "3", "--set", "grid=14", "--set", "area=15", "--set", "noise_draws=0",
+        "--set", "criterion=label", "--set", "adapt=true", capsys=capsys,
     )  # fmt: skip
     config = json.loads((here / "explanations" / "mnist-4.json").read_text())["config"]
     assert code == 0 and (config["steps"], config["seed"], config["grid"]) == (2, 3, 14)

@@ -88,9 +88,11 @@ def test_preset_has_the_numbers_the_paper_prints(name):
 
 
 def test_every_preset_but_ours_is_the_papers():
-    assert set(config.PRESETS) == {"default", *PRINTED}
+    assert set(config.PRESETS) == {"default", "digits", *PRINTED}
     assert preset("default") == ExplainConfig()
-    assert not config.PRESETS["default"].source.startswith("paper")
+    for ours in ("default", "digits"):
+        assert not config.PRESETS[ours].source.startswith("paper")
+        assert preset(ours).adapt
 
 
 def test_unknown_preset_lists_the_valid_ones():
@@ -134,8 +136,9 @@ BAD_FIELDS = [
     *[
         (name, value)
         for name in ("steps", "grid", "noise_draws", "seed")
-        for value in (-1, 1.0, math.nan, True, "5", None)
+        for value in (-1, 1.0, math.nan, True, "5", 2**31 - 1)
     ],
+    *[(name, None) for name in ("steps", "noise_draws", "seed")],
     ("steps", 0),
     ("grid", 0),
     *[("learning_rate", value) for value in (0, -1e-3, math.nan, math.inf, True, "0.1", None)],

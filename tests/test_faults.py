@@ -15,7 +15,7 @@ from PIL import Image
 from minexp import cli, models, results
 from minexp.cli import main
 
-QUICK = ["--model", "mnist_cnn", "--set", "grid=28", "noise_draws=4", "--steps", "20"]
+QUICK = ["--model", "mnist_cnn", "--set", "grid=28", "--set", "noise_draws=4", "--steps", "20"]
 KINDS = ("mask.png", "explanation.png", "panel.png")
 
 

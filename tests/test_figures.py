@@ -40,6 +40,7 @@ def rows(count: int, channels: int = 3) -> list[dict]:
             "pixels": pixels, "mask": mask, "masked": pixels * mask, "label": f"cat {number}",
             "confidence": 0.9, "explanation_confidence": 0.875, "area": 0.125,
             "label_kept": number != 1,
+            "feasible": number != 1,
         })  # fmt: skip
     return made
 
@@ -118,7 +119,7 @@ class Failing(Figure):
     """A figure that cannot be saved in one format."""
 
     def savefig(self, path, *, format, **options):
-        Path(path).write_bytes(b"half")
+        path.write(b"half")
         if format == self.refused:
             raise OSError("no space left on device")
         super().savefig(path, format=format, **options)
@@ -151,7 +152,7 @@ def test_save_panel(figure, tmp_path):
     figures.save_panel(tmp_path / "one.panel.png", figure)
     assert [path.name for path in tmp_path.iterdir()] == ["one.panel.png"]
     with Image.open(tmp_path / "one.panel.png") as picture:
-        assert picture.size[0] == pytest.approx(7 * 150, abs=2)
+        assert picture.size[0] == pytest.approx(7 * 200, abs=2)
 
 
 @pytest.mark.parametrize("count", [1, 2, 5])

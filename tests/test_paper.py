@@ -59,6 +59,7 @@ def pretend(root, monkeypatch):
     def execute(job: paper.Job) -> dict:
         job.executed.parent.mkdir(parents=True, exist_ok=True)
         job.executed.write_bytes(job.source.read_bytes())
+        job.executed.with_suffix(".json").write_text('{"figures": []}')
         return {"inputs": job.inputs, "seconds": 0.0}
 
     monkeypatch.setattr(paper, "execute", execute)
@@ -254,3 +255,9 @@ def test_not_a_notebook_and_a_shared_number(root):
     write(root, "02_third")
     with pytest.raises(InputError, match="share a number"):
         paper.run()
+
+
+def test_a_figure_that_is_gone_makes_its_notebook_stale(root, pretend, capsys):
+    assert paper.run() == 0 and stale(capsys) == {}
+    executed(root, "01_first").with_suffix(".json").write_text('{"figures": ["01_gone"]}')
+    assert stale(capsys) == {"01_first": "would run: 01_gone.png is missing"}

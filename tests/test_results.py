@@ -132,7 +132,7 @@ def test_a_label_index_out_of_range_is_refused(folder):
 
 def test_a_change_below_the_tolerance_passes(folder):
     path = folder / "four.json"
-    edit(path, area=json.loads(path.read_text())["area"] + 5e-5)
+    edit(path, confidence=json.loads(path.read_text())["confidence"] - 5e-5)
     assert verification.verify(path) == []
 
 
