@@ -154,12 +154,17 @@ def execute(job: Job) -> dict[str, Any] | TaskFailed:
 
 
 def _without_run_metadata(done: Any, source: Any) -> Any:
-    """Drop what differs between equal runs: times, and the random ids of injected cells."""
+    """Drop what differs between equal runs: times, the random ids of injected cells, and stderr.
+
+    What libraries say on stderr names paths of the machine and is no result.
+    """
     kept = {cell.get("id") for cell in source.cells}
     done.metadata.pop("papermill", None)
     for index, cell in enumerate(done.cells):
         cell.metadata.pop("papermill", None)
         cell.metadata.pop("execution", None)
+        if cell.cell_type == "code":
+            cell.outputs = [out for out in cell.outputs if out.get("name") != "stderr"]
         if cell.get("id") not in kept:
             cell["id"] = f"added-{index}"
     return done
