@@ -100,12 +100,14 @@ def test_runs_then_rests_then_reruns_only_what_changed(root, capsys):
 
 
 def test_two_forced_runs_give_the_same_bytes(root):
-    write(root, "01_first", "print(steps, flush=True)\nprint(who)", "import os\nos.getcwd()")
+    write(root, "01_first", "print(steps, flush=True)\nprint(who)", "import os\nos.getcwd()",
+          "import sys\nprint('/a/path', file=sys.stderr)")  # fmt: skip
     assert paper.run(force=True) == 0
     first = executed(root, "01_first").read_bytes()
     assert paper.run(force=True, jobs=2) == 0
     assert executed(root, "01_first").read_bytes() == first
     assert b"papermill" not in first and b"iopub" not in first
+    assert b'"name": "stderr"' not in first
     assert str(root / "notebooks") in first.decode()  # a notebook runs in its own folder
 
 
