@@ -148,7 +148,7 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
                 confidence_slack=0.05,
                 noise_draws=32,
             ),
-            "minexp; adapted area weight, chosen on training digits",
+            "minexp; adapted area weight, settled on training digits",
         ),
         "house_finch": Preset(
             _paper(1.0, 4.0, 0.4, 15.0, 0.3, 15.0, 6.0), "paper 000, section 6.1"
