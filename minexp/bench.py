@@ -93,8 +93,7 @@ def run(
     Returns:
         The summary: per method the medians and means with 95 % bootstrap intervals.
     """
-    for method in methods.values():
-        results.check_inputs(references, _model(model), method, out)
+    results.check_inputs(references, _model(model), methods.values(), out)
     out = Path(out).absolute()  # a worker's working directory may be another
     pairs = [(reference, method) for method in methods for reference in references]
     job = partial(_row, model=model, methods=dict(methods), out=out, force=force)

@@ -108,7 +108,7 @@ def _explain(options: argparse.Namespace) -> int:
     options.out = options.out.absolute()  # a worker's working directory may be another
     references = _references(options.images)
     model = _model(options.model)
-    results.check_inputs(references, model, config, options.out)
+    results.check_inputs(references, model, [config], options.out)
     job = partial(
         _explain_one, name=options.model, config=config, out=options.out, force=options.force,
         live=options.jobs == 1,
@@ -140,13 +140,11 @@ def _value(text: str) -> object:
 
 def _references(given: list[str]) -> list[str]:
     from minexp import images
-    from minexp.references import check_distinct
+    from minexp.references import is_path
 
     references = []
     for item in given:
-        special = item.partition(":")[0] in ("bundled", "mnist")
-        references += [item] if special else map(str, images.list_images(item))
-    check_distinct(references)
+        references += map(str, images.list_images(item)) if is_path(item) else [item]
     return list(dict.fromkeys(references))
 
 

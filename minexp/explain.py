@@ -15,7 +15,7 @@ from minexp.errors import InputError
 from minexp.masking import apply_mask, binarize, gaussian_background
 from minexp.masknet import UNet
 from minexp.models import Classifier
-from minexp.sufficiency import TOLERANCE, check_mask, drop_specks, is_feasible, probability
+from minexp.sufficiency import check_mask, drop_specks, is_confident, is_feasible, probability
 
 BIAS_LEARNING_RATE = 0.2  # of the untied bias, in logits a step: a cell can flip in a few steps
 BUDGET_START, BUDGET_SHRINK, BUDGET_GROW = 0.8, 0.95, 1.02  # fractions of all pixels; factors
@@ -256,8 +256,7 @@ def _record(
 
 def _passes(record: dict[str, float], confidence: float, config: ExplainConfig) -> bool:
     """The criterion on this step's one background, at no cost beyond the step's own passes."""
-    lowest = confidence - config.confidence_slack - TOLERANCE
-    confident = config.criterion == "label" or record["confidence"] >= lowest
+    confident = is_confident(record["confidence"], confidence, config)
     robust = config.noise_draws == 0 or record["noise_kept"]
     return bool(record["label_kept"] and confident and robust)
 

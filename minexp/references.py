@@ -42,10 +42,14 @@ def locate(reference: str) -> Path:
     return bundled[name]
 
 
+def is_path(reference: str) -> bool:
+    """Whether a reference is a path, and not one of the pictures that go by a name."""
+    return reference.partition(":")[0] not in ("bundled", "mnist")
+
+
 def stem(reference: str) -> str:
     """The name a result's files share: the file's stem, or the reference's with a dash."""
-    special = reference.partition(":")[0] in ("bundled", "mnist")
-    return reference.replace(":", "-") if special else Path(reference).stem
+    return Path(reference).stem if is_path(reference) else reference.replace(":", "-")
 
 
 def check_distinct(references: Sequence[str]) -> None:
@@ -60,5 +64,5 @@ def check_distinct(references: Sequence[str]) -> None:
 def beside(path: Path, reference: str) -> str:
     """The reference as written, or the file of that name beside the result if it moved along."""
     moved = Path(path).parent / Path(reference).name
-    special = reference.partition(":")[0] in ("bundled", "mnist")
-    return reference if special or Path(reference).exists() or not moved.exists() else str(moved)
+    went_along = is_path(reference) and not Path(reference).exists() and moved.exists()
+    return str(moved) if went_along else reference

@@ -8,7 +8,7 @@ whose JSON exists is whole. An image is named by a reference: a path, ``bundled:
 import hashlib
 import json
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from functools import cache
 from importlib.metadata import version
@@ -51,10 +51,11 @@ FIELDS = (
 
 
 def check_inputs(
-    references: Sequence[str], model: Classifier, config: ExplainConfig, out: Path
+    references: Sequence[str], model: Classifier, configs: Iterable[ExplainConfig], out: Path
 ) -> None:
     """Refuse before the first result is written, not after the hundredth. Raises InputError."""
-    check_settings(model, config)
+    for config in configs:
+        check_settings(model, config)
     check_distinct(references)
     for folder in (out.absolute(), *out.absolute().parents):
         if folder.exists() and not folder.is_dir():

@@ -90,16 +90,17 @@ def is_feasible(
     least the image's own, less ``confidence_slack``.
     """
     check = check_mask(model, image, mask, label, draws=0)
-    if not (check.label_kept and is_confident(check, config)):
+    confident = is_confident(check.explanation_confidence, check.confidence, config)
+    if not (check.label_kept and confident):
         return False
     kept = _kept_on_noise(model, image, mask, label, config.noise_draws, config.seed + 1)
     return all(batch.all() for batch in kept)  # lazily: the first background lost ends it
 
 
-def is_confident(check: Check, config: ExplainConfig) -> bool:
-    """The confidence part of the criterion."""
-    lowest = check.confidence - config.confidence_slack - TOLERANCE
-    return config.criterion == "label" or check.explanation_confidence >= lowest
+def is_confident(masked: float, own: float, config: ExplainConfig) -> bool:
+    """The confidence part of the criterion: the masked image's against the image's own."""
+    lowest = own - config.confidence_slack - TOLERANCE
+    return config.criterion == "label" or masked >= lowest
 
 
 def drop_specks(

@@ -39,7 +39,7 @@ def verify(path: Path) -> list[str]:
         raise InputError(f"{path}: the mask's size {tuple(mask.shape[-2:])} is not the image's")
     if not 0 <= result["label_index"] < len(model.class_names):
         raise InputError(f"{path}: label_index {result['label_index']} is no class of {model.name}")
-    reported = _numbers(result)
+    reported, config = _numbers(result), read_config(result)
     draws = result["robustness"]["gaussian"]["draws"]
     if type(draws) is not int or not 1 <= draws <= MOST_DRAWS:
         raise InputError(f"{path}: {draws!r} draws; expected an integer from 1 to {MOST_DRAWS}")
@@ -50,7 +50,7 @@ def verify(path: Path) -> list[str]:
         "confidence": check.confidence,
         "explanation_confidence": check.explanation_confidence,
         "label_kept": check.label_kept,
-        "feasible": is_feasible(model, image, mask, label, read_config(result)),
+        "feasible": is_feasible(model, image, mask, label, config),
         "area": check.area,
         "components": check.components,
         "gaussian kept": check.noise_kept,
@@ -60,7 +60,7 @@ def verify(path: Path) -> list[str]:
         for name, value in recomputed.items()
         if not _same(reported[name], value, 0 if name == "area" else TOLERANCE)
     ]
-    return differences + _bookkeeping(result, read_config(result))
+    return differences + _bookkeeping(result, config)
 
 
 def _bookkeeping(result: dict, config: ExplainConfig) -> list[str]:
