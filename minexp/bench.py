@@ -1,60 +1,95 @@
-"""Many images, several methods, one table: ``results.csv`` and ``summary.json``.
+"""Many images, several methods, two criteria, one table: ``results.csv`` and ``summary.json``.
 
-A method is a name and a configuration; every image × method is an explanation on disk, so an
-interrupted run goes on where it stopped.
+Every image × method is a file on disk, so an interrupted run goes on where it stopped. Ours lies in
+``ours`` (criterion "confidence") and ``ours_label``, a peer, judged by both criteria at once, in
+the folder of its name; what our results do not say of their cost in ``costs``.
+
+``seconds`` and passes are those of the map, or of our mask, not of judging it. ``feasible`` asks
+peers for their label on all of 32 fresh backgrounds, ours on those of its own final test.
+``insertion`` and ``deletion`` are empty for ours: a binary mask ranks nothing. ``removable`` is the
+share of ``active_cells`` (8 x 8 pixels) that can go alone, on the zero fill; of our masks that of
+the certificate, judged on noise too, if there is one. ``drop`` and ``increase`` are those of the
+confidence when the image is multiplied by the map (ours: the mask); ``peak_rss_mib`` is the most
+memory the process held up to the end of that image, never less than for the image before.
 """
 
-import csv
-import io
+import importlib.util
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from functools import cache, partial
 from pathlib import Path
 
-import numpy as np
 import torch
 
-from minexp import images, jobs, mnist, results, samples
-from minexp.config import ExplainConfig, configure, preset
+from minexp import images, jobs, metrics, mnist, peers, results, samples, summary
+from minexp.config import CRITERIA, ExplainConfig, configure, preset
 from minexp.errors import InputError, RunError
 from minexp.models import load_model
 from minexp.paths import write_text
-from minexp.references import check_distinct
+from minexp.references import check_distinct, open_reference, stem
 
 COLUMNS = (
     *("image", "model", "method", "criterion", "label_index", "correct", "feasible"),
     *("label_kept", "confidence_before", "confidence_after", "area", "components", "noise_kept"),
-    *("seconds", "forward_passes", "backward_passes"),
+    *("insertion", "deletion", "seconds", "forward_passes", "backward_passes"),
+    *("removable", "active_cells", "drop", "increase", "threads", "peak_rss_mib"),
 )
 DIGITS_A_CLASS = 10
-RESAMPLES = 2000
+OURS = ("ours_no_noise", "ours")
+SLOW = ("rex", "extremal")  # by name only: an optional package, and minutes an image
+METHODS = (*(name for name in peers.PEERS if name not in SLOW), *OURS, *SLOW)  # cheap ones first
+Setting = ExplainConfig | tuple[str, ...]  # ours; or the criteria a peer is judged by
 
 
-def suite(name: str, criterion: str, limit: int | None) -> tuple[str, list[str], dict]:
-    """The model, the image references and the methods of a suite.
+def suite(
+    name: str,
+    criterion: str | None,
+    limit: int | None,
+    *,
+    methods: Sequence[str] | None = None,
+    every: tuple[int, int] = (1, 0),
+) -> tuple[str, list[str], dict[str, Setting]]:
+    """The model, the image references and what is to be done with each.
 
     Args:
         name: "bundled", "mnist", or a folder of images.
-        criterion: see :class:`minexp.config.ExplainConfig`.
+        criterion: "label" or "confidence"; None: both, for digits the confidence only.
         limit: the first so many images only.
+        methods: of :data:`METHODS`; None: for digits ours with and without noise, else ours and
+            all peers that are not ``SLOW``.
+        every: (N, K), before ``limit``: every N-th image from the K-th on, counted from 0, to
+            hold out those a setting was chosen on.
 
     Returns:
-        (model name, references, method -> configuration).
+        (model name, references, folder -> our configuration or a peer's criteria).
     """
     if limit is not None and limit < 1:
         raise InputError(f"limit={limit}: expected an integer >= 1")
+    if criterion not in (None, *CRITERIA):
+        raise InputError(f"criterion={criterion!r}: expected one of {', '.join(CRITERIA)}")
+    step, start = every
+    if not 0 <= start < step:
+        raise InputError(f"every={step}:{start}: expected N >= 1 and 0 <= K < N")
+    digits = name == "mnist"
+    criteria = (criterion,) if criterion else ("confidence",) if digits else CRITERIA
+    default = OURS if digits else [k for k in METHODS if k not in SLOW and k != "ours_no_noise"]
+    settings = _settings(default if methods is None else methods, criteria, digits)
+    references = _references(name)[start::step][:limit]
+    if not references:
+        raise InputError(f"every={step}:{start}: no image of {name} is left")
+    return "mnist_cnn" if digits else "efficientnet_lite0", references, settings
+
+
+def _references(name: str) -> list[str]:
     if name == "mnist":
-        digits = configure(preset("digits"), {"criterion": criterion})
-        quiet = configure(digits, {"noise_draws": 0, "robustness": 0.0})
-        methods = {"ours_no_noise": quiet, "ours": digits}
-        return "mnist_cnn", _digits()[:limit], methods
-    ours = {"ours": configure(preset("default"), {"criterion": criterion})}
+        return _digits()
     if name == "bundled":
-        return "efficientnet_lite0", [f"bundled:{k}" for k in samples.BUNDLED][:limit], ours
+        return [f"bundled:{photograph}" for photograph in samples.BUNDLED]
     found = [str(path) for path in images.list_images(name)]
     check_distinct(found)
-    return "efficientnet_lite0", found[:limit], ours
+    return found
 
 
 def _digits() -> list[str]:
@@ -67,57 +102,106 @@ def _digits() -> list[str]:
     return [f"mnist:{index}" for index in chosen]
 
 
+def _settings(names: Sequence[str], criteria: tuple[str, ...], digits: bool) -> dict[str, Setting]:
+    """Folder -> setting, the cheap methods first. Raises InputError on what cannot be run."""
+    if unknown := [name for name in names if name not in METHODS]:
+        raise InputError(f"unknown method {unknown[0]!r}; there are: {', '.join(METHODS)}")
+    if "rex" in names and importlib.util.find_spec("rex_xai") is None:
+        raise InputError("rex: the package rex-xai is missing; get it with: pip install rex-xai")
+    base = preset("digits" if digits else "default")
+    settings: dict[str, Setting] = {}
+    for name in METHODS:
+        if name in names and name not in OURS:
+            settings[name] = criteria
+        elif name in names:
+            quiet = {} if name == "ours" else {"noise_draws": 0, "robustness": 0.0}
+            for criterion in criteria:
+                folder = name if criterion == "confidence" else f"{name}_{criterion}"
+                settings[folder] = configure(base, {"criterion": criterion, **quiet})
+    return settings
+
+
 def truth(reference: str) -> int | None:
     """The true class of a suite's image where it is known: digits and manifested samples."""
     kind, _, name = reference.partition(":")
     if kind == "mnist":
         return int(mnist.digits()[1][int(name)])
-    known = {
-        str(entry["path"].resolve()): entry["index"] for entry in samples.sample_images().values()
-    }
-    return None if kind == "bundled" else known.get(str(Path(reference).resolve()))
+    if kind == "bundled":
+        return None
+    return _manifested(os.environ.get("MINEXP_IMAGES")).get(str(Path(reference).resolve()))
+
+
+@cache
+def _manifested(_folder: str | None) -> dict[str, int]:
+    """Path -> class, read once for every value of MINEXP_IMAGES, not once a row."""
+    entries = samples.sample_images().values()
+    return {str(entry["path"].resolve()): entry["index"] for entry in entries}
 
 
 def run(
     model: str,
     references: Sequence[str],
-    methods: Mapping[str, ExplainConfig],
+    methods: Mapping[str, Setting],
     out: Path,
     *,
     n_jobs: int = 1,
     force: bool = False,
-    on_row: Callable[[dict], None] | None = None,
+    table_only: bool = False,
+    on_item: Callable[[str, list[dict]], None] | None = None,
 ) -> dict:
-    """Explain every image by every method; write results, table and summary to ``out``.
+    """Every image by every method: results, table and summary in ``out``; returns the summary.
 
-    Returns:
-        The summary: per method the medians and means with 95 % bootstrap intervals.
+    A method that an image or a model does not suit (InputError) leaves no row, counts as not
+    finished and is named under ``refused``; any other error ends the run. With ``table_only``
+    nothing is computed: the table is that of the finished results. ``on_item`` is called with
+    the folder and the rows of each image × method.
     """
-    results.check_inputs(references, _model(model), methods.values(), out)
+    configs = [setting for setting in methods.values() if isinstance(setting, ExplainConfig)]
+    results.check_inputs(references, _model(model), configs, out)
     out = Path(out).absolute()  # a worker's working directory may be another
-    pairs = [(reference, method) for method in methods for reference in references]
-    job = partial(_row, model=model, methods=dict(methods), out=out, force=force)
-    rows = []
-    for row in jobs.run(job, pairs, jobs=n_jobs):
-        rows.append(row)
-        if on_row is not None:
-            on_row(row)
-    summary = {
+    task = _Task(model, dict(methods), out, force, table_only)
+    items = [(reference, folder) for folder in methods for reference in references]
+    rows, refused = [], []
+    done = jobs.run(partial(_item, task=task), items, jobs=1 if table_only else n_jobs)
+    for (_, folder), (found, error) in zip(items, done, strict=True):
+        rows += found
+        refused += [error] if error else []
+        if on_item is not None:
+            on_item(folder, found)
+    expected = {pair: len(references) for item in methods.items() for pair in _pairs(*item)}
+    numbers = {
         "model": model,
         "images": len(references),
-        "threads": torch.get_num_threads() if n_jobs == 1 else 1,
+        "threads": summary.agreed(rows, "threads", torch.get_num_threads() if n_jobs == 1 else 1),
         "jobs": n_jobs,
         "processors": os.cpu_count(),
-        "methods": {
-            method: summarise([r for r in rows if r["method"] == method]) for method in methods
-        },
+        "refused": refused,
+        **summary.build(rows, expected),
     }
     try:
-        write_text(out / "results.csv", _table(rows))
-        write_text(out / "summary.json", json.dumps(summary, indent=2) + "\n")
+        write_text(out / "results.csv", summary.as_csv(rows, COLUMNS))
+        write_text(out / "summary.json", json.dumps(numbers, indent=2) + "\n")
     except OSError as error:
         raise RunError(f"cannot write {out}: {error.strerror or error}") from error
-    return summary
+    return numbers
+
+
+@dataclass(frozen=True)
+class _Task:
+    """What all items of a run share."""
+
+    model: str
+    methods: dict[str, Setting]
+    out: Path
+    force: bool
+    table_only: bool
+
+
+def _pairs(folder: str, setting: Setting) -> list[tuple[str, str]]:
+    """The (method, criterion) pairs of a folder."""
+    if isinstance(setting, ExplainConfig):
+        return [(folder.removesuffix(f"_{setting.criterion}"), setting.criterion)]
+    return [(folder, criterion) for criterion in setting]
 
 
 @cache
@@ -125,63 +209,92 @@ def _model(name: str):
     return load_model(name)  # once a worker, not once an image
 
 
-def _row(pair: tuple[str, str], *, model: str, methods: dict, out: Path, force: bool) -> dict:
-    reference, method = pair
-    result, _ = results.explain_to_files(
-        reference, _model(model), methods[method], out / method, force=force
-    )
+def _item(item: tuple[str, str], *, task: _Task) -> tuple[list[dict], dict | None]:
+    """The rows of one image × method, and what was refused."""
+    reference, folder = item
+    ours = isinstance(task.methods[folder], ExplainConfig)
+    try:
+        rows = (_ours if ours else _peer)(reference, folder, task)
+    except InputError as error:
+        return [], {"image": _name(reference), "method": folder, "error": str(error)}
+    return [{name: row.get(name, "") for name in COLUMNS} for row in rows], None
+
+
+def _name(reference: str) -> str:
+    return reference if ":" in reference else Path(reference).name
+
+
+def _common(reference: str, pair: tuple[str, str], result: Mapping) -> dict:
+    """The cells that our results and a peer's have alike."""
     known = truth(reference)
     return {
-        "image": reference if ":" in reference else Path(reference).name,
-        "model": model,
-        "method": method,
-        "criterion": methods[method].criterion,
-        "label_index": result["label_index"],
+        **{name: result[name] for name in COLUMNS if name in result},
+        "image": _name(reference),
+        "method": pair[0],
+        "criterion": pair[1],
         "correct": "" if known is None else known == result["label_index"],
-        "feasible": result["feasible"],
-        "label_kept": result["label_kept"],
         "confidence_before": result["confidence"],
-        "confidence_after": result["explanation_confidence"],
-        "area": result["area"],
-        "components": result["components"],
+    }
+
+
+def _ours(reference: str, folder: str, task: _Task) -> list[dict]:
+    config, out = task.methods[folder], task.out / folder
+    cost = task.out / "costs" / folder / f"{stem(reference)}.json"
+    if task.table_only:
+        result = _finished(reference, task.model, config, out)
+    else:
+        result, made = results.explain_to_files(
+            reference, _model(task.model), config, out, force=task.force
+        )
+        if made:
+            seen = {"threads": torch.get_num_threads(), "peak_rss_mib": peers.peak_rss_mib()}
+            write_text(cost, json.dumps({"seconds": result["seconds"], **seen}) + "\n")
+    if not result:
+        return []
+    before, after = result["confidence"], result["explanation_confidence"]
+    row = {
+        **_common(reference, _pairs(folder, config)[0], result),
+        "confidence_after": after,
         "noise_kept": result["robustness"]["gaussian"]["kept"],
-        "seconds": result["seconds"],
-        "forward_passes": result["forward_passes"],
-        "backward_passes": result["backward_passes"],
+        "drop": metrics.drop(before, after),
+        "increase": after > before,
+        **_cost(cost, result),
     }
+    if (minimality := result["minimality"]) is not None:
+        active = minimality["active"]
+        row |= {"removable": minimality["removable"] / max(1, active), "active_cells": active}
+    return [row]
 
 
-def summarise(rows: Sequence[Mapping]) -> dict:
-    """Counts of a method's rows, and medians and means with their 95 % bootstrap intervals."""
-    change = [row["confidence_after"] - row["confidence_before"] for row in rows]
-    columns = {name: [float(row[name]) for row in rows] for name in _SUMMARISED}
-    columns["confidence_change"] = change
-    return {
-        "images": len(rows),
-        "feasible": sum(row["feasible"] for row in rows),
-        "label_kept": sum(row["label_kept"] for row in rows),
-        **{
-            f"{name}_{kind}": _interval(values, statistic)
-            for name, values in columns.items()
-            for kind, statistic in (("median", np.median), ("mean", np.mean))
-        },
-    }
+def _peer(reference: str, method: str, task: _Task) -> list[dict]:
+    make = peers.finished if task.table_only else partial(peers.judge, force=task.force)
+    record = make(reference, _model(task.model), method, task.out)
+    return [
+        _common(reference, (method, criterion), record) | record["criteria"][criterion]
+        for criterion in (task.methods[method] if record else ())
+    ]
 
 
-_SUMMARISED = ("area", "components", "noise_kept", "seconds")
+def _finished(reference: str, model: str, config: ExplainConfig, folder: Path) -> dict | None:
+    """Our result if ``results.explain_to_files`` would keep it, found without explaining."""
+    try:
+        result = results.read_result(path := folder / f"{stem(reference)}.json")
+        results.read_mask(path)
+    except InputError:
+        return None
+    same = (
+        result["image"]["sha256"] == open_reference(reference, _model(model))[1]
+        and (result["model"], result["weights_sha256"]) == (model, _model(model).weights_sha256)
+        and result["config"] == json.loads(json.dumps(asdict(config)))
+        and result["versions"]["code_sha256"] == results.code_digest()
+    )
+    return result if same else None
 
 
-def _interval(values: Sequence[float], statistic: Callable) -> dict[str, float]:
-    """Percentile bootstrap, seeded: the same rows give the same interval."""
-    values = np.asarray(values)
-    draws = np.random.default_rng(0).integers(0, len(values), (RESAMPLES, len(values)))
-    low, high = np.percentile(statistic(values[draws], axis=1), [2.5, 97.5])
-    return {"value": float(statistic(values)), "low": float(low), "high": float(high)}
-
-
-def _table(rows: Sequence[Mapping]) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
+def _cost(path: Path, result: Mapping) -> dict:
+    """Threads and memory of a result made here; its seconds tell it from one made since."""
+    try:
+        cost = json.loads(path.read_text(encoding="utf-8"))
+        return cost if cost.pop("seconds") == result["seconds"] else {}
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return {}

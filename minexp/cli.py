@@ -71,13 +71,24 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("name")
     p.add_argument("--seed", type=int, default=0)
 
-    p = command("bench", _bench, "explain many images and write one table")
+    p = command("bench", _bench, "explain many images by many methods and write one table")
     p.add_argument("--suite", required=True, metavar="bundled|mnist|DIR")
-    p.add_argument("--methods", help="comma-separated; default: all of the suite's")
-    p.add_argument("--criterion", default="confidence", help="label or confidence")
+    p.add_argument(
+        "--methods",
+        help="comma-separated: ours, ours_no_noise, random, centre, gradcam, "
+        "integrated_gradients, occlusion, rise, extremal, rex; default: the suite's, without "
+        "the last two",
+    )
+    p.add_argument("--criterion", help="label or confidence; default: both, digits: confidence")
     p.add_argument("--limit", type=int, help="the first so many images only")
+    p.add_argument(
+        "--every", default="1", metavar="N[:K]", help="every N-th image from the K-th on, from 0"
+    )
     p.add_argument("--jobs", type=int, default=1)
     p.add_argument("--force", action="store_true")
+    p.add_argument(
+        "--table-only", action="store_true", help="compute nothing: the table of what is finished"
+    )
     p.add_argument("--out", type=Path, required=True)
 
     p = command("paper", _paper, "run the notebooks and write the figures")
@@ -239,21 +250,36 @@ def _train(options: argparse.Namespace) -> int:
 def _bench(options: argparse.Namespace) -> int:
     from tqdm import tqdm
 
-    from minexp import bench, jobs
+    from minexp import bench, jobs, summary
 
     jobs.check(options.jobs)
-    model, references, methods = bench.suite(options.suite, options.criterion, options.limit)
-    chosen = options.methods.split(",") if options.methods else list(methods)
-    if unknown := [method for method in chosen if method not in methods]:
-        raise InputError(f"unknown method {unknown[0]!r}; this suite has: {', '.join(methods)}")
-    methods = {method: methods[method] for method in chosen}
+    model, references, methods = bench.suite(
+        options.suite, options.criterion, options.limit,
+        methods=options.methods.split(",") if options.methods else None,
+        every=_every(options.every),
+    )  # fmt: skip
     with tqdm(total=len(references) * len(methods), unit="image") as bar:
-        summary = bench.run(
+
+        def show(folder: str, _rows: list[dict]) -> None:
+            bar.set_postfix_str(folder, refresh=False)
+            bar.update()
+
+        numbers = bench.run(
             model, references, methods, options.out, n_jobs=options.jobs, force=options.force,
-            on_row=lambda _row: bar.update(),
+            table_only=options.table_only, on_item=show,
         )  # fmt: skip
-    print(json.dumps(summary, indent=2))
+    for refused in numbers["refused"]:
+        print(f"minexp: refused: {' '.join(map(str, refused.values()))}", file=sys.stderr)
+    print(summary.table(numbers))
     return 0
+
+
+def _every(text: str) -> tuple[int, int]:
+    step, _, start = text.partition(":")
+    try:
+        return int(step), int(start or 0)
+    except ValueError:
+        raise InputError(f"--every {text}: expected N or N:K, two integers") from None
 
 
 def _paper(options: argparse.Namespace) -> int:

@@ -2,20 +2,21 @@
 
 import csv
 import json
+import shutil
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 
-from minexp import bench, mnist, references, verification
+from minexp import bench, metrics, mnist, peers, references, summary, verification
 from minexp.cli import main
 from minexp.config import configure
 from minexp.errors import InputError
 
 CSV_COLUMNS = (
     "image,model,method,criterion,label_index,correct,feasible,label_kept,confidence_before,"
-    "confidence_after,area,components,noise_kept,seconds,forward_passes,backward_passes"
+    "confidence_after,area,components,noise_kept,insertion,deletion,seconds,forward_passes,"
+    "backward_passes,removable,active_cells,drop,increase,threads,peak_rss_mib"
 )
 
 
@@ -30,18 +31,18 @@ def _one_thread():
 
 @pytest.fixture(scope="module")
 def tiny():
-    """The mnist suite's first two digits and both its methods, with few steps."""
+    """The mnist suite's first two digits, both its methods with few steps, and a peer."""
     model, references, methods = bench.suite("mnist", "confidence", 2)
     few = {name: replace(config, steps=25) for name, config in methods.items()}
     few["ours"] = configure(few["ours"], {"noise_draws": 4})
-    return model, references, few
+    return model, references, {**few, "centre": ("label", "confidence")}
 
 
 @pytest.fixture(scope="module")
 def table(tiny, tmp_path_factory):
     out = tmp_path_factory.mktemp("bench")
     given = []
-    summary = bench.run(*tiny, out, on_row=given.append)
+    summary = bench.run(*tiny, out, on_item=lambda folder, rows: given.extend(rows))
     return out, summary, given
 
 
@@ -51,7 +52,7 @@ def read(out) -> list[dict]:
 
 
 def stamps(out) -> dict:
-    return {path: path.stat().st_mtime_ns for path in out.glob("*/*")}
+    return {path: path.stat().st_mtime_ns for path in out.glob("*/**/*") if path.is_file()}
 
 
 def test_suite_of_digits():
@@ -61,15 +62,20 @@ def test_suite_of_digits():
     chosen = [int(reference.removeprefix("mnist:")) for reference in references]
     assert [int(labels[index]) for index in chosen] == [d for d in range(10) for _ in range(10)]
     assert set(chosen) <= set(mnist.split()[1].tolist())
-    assert list(methods) == ["ours_no_noise", "ours"]
+    assert list(methods) == ["ours_no_noise_label", "ours_label"]
     assert all(config.criterion == "label" for config in methods.values())
-    quiet = methods["ours_no_noise"]
-    assert quiet.noise_draws == quiet.weights.robustness == 0 < methods["ours"].noise_draws
+    quiet, digits = methods.values()
+    assert quiet.noise_draws == quiet.weights.robustness == 0 < digits.noise_draws
+    assert list(bench.suite("mnist", None, 1)[2]) == ["ours_no_noise", "ours"]
 
 
 def test_suite_of_photographs_and_of_a_folder(tmp_path, coffee_path):
-    model, references, methods = bench.suite("bundled", "confidence", 3)
-    assert (model, list(methods)) == ("efficientnet_lite0", ["ours"])
+    model, references, methods = bench.suite("bundled", None, 3)
+    assert model == "efficientnet_lite0"
+    cheap = ["centre", "random", "gradcam", "integrated_gradients", "occlusion", "rise"]
+    assert list(methods) == [*cheap, "ours_label", "ours"]
+    assert all(methods[name] == ("label", "confidence") for name in cheap)
+    assert (methods["ours_label"].criterion, methods["ours"].criterion) == ("label", "confidence")
     assert references == ["bundled:chelsea", "bundled:coffee", "bundled:rocket"]
     for name in ("b.png", "a.png"):
         (tmp_path / name).write_bytes(coffee_path.read_bytes())
@@ -91,6 +97,42 @@ def test_no_images_are_refused(limit):
         bench.suite("mnist", "confidence", limit)
 
 
+def test_methods_by_name_are_run_cheap_ones_first():
+    names = ["extremal", "ours", "rise", "random"]
+    _, _, methods = bench.suite("mnist", "label", 1, methods=names)
+    assert list(methods) == ["random", "rise", "ours_label", "extremal"]
+    assert methods["rise"] == methods["extremal"] == ("label",)
+
+
+def test_rex_needs_its_package(monkeypatch):
+    monkeypatch.setattr(bench.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match="pip install rex-xai"):
+        bench.suite("mnist", None, 1, methods=["rex"])
+    monkeypatch.setattr(bench.importlib.util, "find_spec", lambda name: name)
+    assert list(bench.suite("mnist", None, 1, methods=["rex"])[2]) == ["rex"]
+
+
+@pytest.mark.parametrize(
+    ("every", "limit", "expected"),
+    [
+        ((1, 0), None, [0, 1, 2, 3, 4, 5, 6, 7]),
+        ((3, 0), None, [0, 3, 6]),
+        ((3, 1), None, [1, 4, 7]),
+        ((3, 2), 1, [2]),
+    ],
+)
+def test_every_nth_image(every, limit, expected):
+    everything = bench.suite("bundled", None, None)[1]
+    chosen = bench.suite("bundled", None, limit, every=every)[1]
+    assert chosen == [everything[k] for k in expected]
+
+
+def test_an_image_is_left(tmp_path, coffee_path):
+    (tmp_path / "a.png").write_bytes(coffee_path.read_bytes())
+    with pytest.raises(InputError, match="no image"):
+        bench.suite(str(tmp_path), None, None, every=(2, 1))
+
+
 def test_truth():
     _, labels = mnist.digits()
     assert bench.truth("mnist:17") == labels[17]
@@ -102,13 +144,15 @@ def test_columns_and_the_order_of_rows(tiny, table):
     assert (out / "results.csv").read_text().splitlines()[0] == CSV_COLUMNS
     rows = read(out)
     expected = [(reference, method) for method in tiny[2] for reference in tiny[1]]
+    expected = [pair for pair in expected for _ in range(1 + (pair[1] == "centre"))]
     assert [(row["image"], row["method"]) for row in rows] == expected
+    assert [row["criterion"] for row in rows[4:]] == ["label", "confidence"] * 2
     assert [{k: str(v) for k, v in row.items()} for row in given] == rows
 
 
 def test_a_row_is_what_its_result_says(tiny, table):
     out = table[0]
-    for row in read(out):
+    for row in read(out)[:4]:
         path = out / row["method"] / f"{references.stem(row['image'])}.json"
         result = json.loads(path.read_text())
         index = int(row["image"].removeprefix("mnist:"))
@@ -127,89 +171,151 @@ def test_a_row_is_what_its_result_says(tiny, table):
             "seconds": result["seconds"],
             "forward_passes": result["forward_passes"],
             "backward_passes": result["backward_passes"],
+            "insertion": "",
+            "deletion": "",
+            "threads": 1,
+            "increase": result["explanation_confidence"] > result["confidence"],
         }
         assert {name: row[name] for name in expected} == {k: str(v) for k, v in expected.items()}
         assert verification.verify(path) == []
 
 
-def interval(values: list[float], statistic) -> dict:
-    """The percentile bootstrap, one draw at a time."""
-    generator = np.random.default_rng(0)
-    draws = generator.integers(0, len(values), (2000, len(values)))
-    resampled = sorted(statistic([values[k] for k in draw]) for draw in draws)
-    return {
-        "value": pytest.approx(statistic(values)),
-        "low": pytest.approx(np.percentile(resampled, 2.5)),
-        "high": pytest.approx(np.percentile(resampled, 97.5)),
-    }
+def test_a_peers_row_is_what_its_file_says(table):
+    out = table[0]
+    for row in read(out)[4:]:
+        path = out / "centre" / f"{references.stem(row['image'])}.json"
+        record = json.loads(path.read_text())
+        expected = record["criteria"][row["criterion"]] | {
+            name: record[name]
+            for name in ("insertion", "deletion", "drop", "increase", "seconds", "peak_rss_mib")
+        }
+        shared = expected.keys() & row.keys()
+        assert {"area", "feasible", "noise_kept", "removable", "active_cells"} <= shared
+        assert {name: row[name] for name in shared} == {k: str(expected[k]) for k in shared}
+        assert float(row["confidence_before"]) == record["confidence"]
 
 
 def test_the_summary_follows_from_the_rows(tiny, table):
-    out, summary, _ = table
-    assert json.loads((out / "summary.json").read_text()) == summary
-    assert (summary["images"], summary["jobs"], summary["model"]) == (2, 1, "mnist_cnn")
-    assert list(summary["methods"]) == list(tiny[2])
-    for method, numbers in summary["methods"].items():
-        rows = [row for row in read(out) if row["method"] == method]
-        assert numbers["images"] == 2
-        for name in ("feasible", "label_kept"):
-            assert numbers[name] == sum(row[name] == "True" for row in rows)
-        columns = {
-            name: [float(row[name]) for row in rows]
-            for name in ("area", "components", "noise_kept", "seconds")
-        }
-        columns["confidence_change"] = [
-            float(row["confidence_after"]) - float(row["confidence_before"]) for row in rows
-        ]
-        for name, values in columns.items():
-            assert numbers[f"{name}_median"] == interval(values, np.median)
-            assert numbers[f"{name}_mean"] == interval(values, np.mean)
-
-
-def test_intervals_of_a_longer_column():
-    values = np.random.default_rng(1).gamma(2.0, size=13).tolist()
-    rows = [
-        {"area": v, "components": 1, "noise_kept": 1.0, "seconds": v, "feasible": v < 2,
-         "label_kept": True, "confidence_after": 0.5, "confidence_before": v}
-        for v in values
-    ]  # fmt: skip
-    numbers = bench.summarise(rows)
-    assert numbers["area_median"] == interval(values, np.median)
-    assert numbers["area_mean"] == interval(values, np.mean)
-    assert numbers["confidence_change_median"]["value"] == pytest.approx(0.5 - np.median(values))
-    assert numbers["feasible"] == sum(v < 2 for v in values) and numbers["label_kept"] == 13
+    out, numbers, given = table
+    assert json.loads((out / "summary.json").read_text()) == numbers
+    assert (numbers["images"], numbers["jobs"], numbers["model"]) == (2, 1, "mnist_cnn")
+    assert (numbers["threads"], numbers["refused"]) == (1, [])
+    keys = ["ours_no_noise", "ours", "centre@label", "centre"]
+    assert list(numbers["methods"]) == keys
+    expected = {(key.split("@")[0], "label" if "@" in key else "confidence"): 2 for key in keys}
+    built = summary.build(given, expected)
+    assert {name: numbers[name] for name in built} == built
+    assert list(built["paired"]) == ["ours_no_noise", "centre"]  # ours was not run by label
 
 
 def test_a_second_run_redoes_nothing(tiny, table):
-    out, summary, _ = table
-    before, text = stamps(out), (out / "results.csv").read_text()
-    assert len(before) == 2 * 2 * 3
-    assert bench.run(*tiny, out) == summary
-    assert stamps(out) == before and (out / "results.csv").read_text() == text
+    out, numbers, _ = table
+    before, text = stamps(out), (out / "results.csv").read_bytes()
+    assert len(before) == 2 * 2 * 4 + 2 * 2
+    assert bench.run(*tiny, out) == numbers
+    assert stamps(out) == before and (out / "results.csv").read_bytes() == text
+    assert bench.run(*tiny, out, table_only=True) == numbers
+    assert stamps(out) == before and (out / "results.csv").read_bytes() == text
 
 
 def test_an_interrupted_run_goes_on(tiny, table):
     out, _, _ = table
     before = stamps(out)
-    lost = out / "ours" / f"{references.stem(tiny[1][1])}.json"
+    name = f"{references.stem(tiny[1][1])}.json"
+    lost, torn = out / "ours" / name, out / "centre" / name
     lost.unlink()
+    torn.write_text(torn.read_text()[:-20])
     bench.run(*tiny, out)
     after = stamps(out)
-    assert lost in after
-    kept = [
-        path for path in before if path.parent != lost.parent or not path.name.startswith(lost.stem)
+    assert lost in after and json.loads(torn.read_text())["method"] == "centre"
+    redone = {path for path in before if before[path] != after[path]}
+    assert {path.parent.name for path in redone} == {"ours", "centre"}
+    assert all(path.name.startswith(lost.stem) for path in redone) and len(redone) == 6
+
+
+def test_a_table_of_what_is_finished(tiny, table, tmp_path):
+    out = tmp_path / "copy"
+    shutil.copytree(table[0], out)
+    name = f"{references.stem(tiny[1][0])}.json"
+    for folder in ("ours", "centre"):
+        (out / folder / name).unlink()
+    (out / "costs" / "ours_no_noise" / name).unlink()
+    certified = out / "ours_no_noise" / f"{references.stem(tiny[1][1])}.json"
+    result = json.loads(certified.read_text())
+    certificate = {"grid": 8, "active": 8, "removable": 2}
+    certified.write_text(json.dumps(result | {"minimality": certificate}))
+    before = stamps(out)
+    numbers = bench.run(*tiny, out, table_only=True)
+    assert stamps(out) == before
+    rows = read(out)
+    assert [(row["removable"], row["active_cells"]) for row in rows[:2]] == [
+        ("", ""),
+        ("0.25", "8"),
     ]
-    assert len(kept) == 9 and all(before[path] == after[path] for path in kept)
+    assert len(rows) == 5 and numbers["methods"]["ours"]["images"] == 1
+    assert rows[0]["threads"] == rows[0]["peak_rss_mib"] == "" != rows[1]["peak_rss_mib"]
+    for key, missing in (("ours", 1), ("centre@label", 1), ("ours_no_noise", 0)):
+        assert numbers["methods"][key]["failures"]["not_finished"] == missing
+    other = {"ours": replace(tiny[2]["ours"], steps=26)}  # other inputs: not this run's result
+    assert bench.run(*tiny[:2], other, out, table_only=True)["methods"]["ours"]["images"] == 0
+
+
+def test_what_does_not_suit_a_method_is_told_and_the_rest_goes_on(monkeypatch, tmp_path):
+    def refuse(model, image, label):
+        raise InputError("no map")
+
+    monkeypatch.setitem(peers.PEERS, "gradcam", peers.Peer(refuse))
+    settings = {"centre": ("label",), "gradcam": ("label",)}
+    numbers = bench.run("mnist_cnn", ["mnist:3"], settings, tmp_path)
+    assert numbers["refused"] == [{"image": "mnist:3", "method": "gradcam", "error": "no map"}]
+    assert numbers["methods"]["gradcam@label"]["failures"]["not_finished"] == 1
+    assert len(read(tmp_path)) == 1
+
+
+def test_a_failure_of_another_kind_ends_the_run(monkeypatch, tmp_path):
+    monkeypatch.setitem(peers.PEERS, "gradcam", peers.Peer(lambda *_: 1 / 0))
+    with pytest.raises(ZeroDivisionError):
+        bench.run("mnist_cnn", ["mnist:3"], {"gradcam": ("label",)}, tmp_path)
+    assert not (tmp_path / "results.csv").exists()
+
+
+def test_the_command_writes_one_table(tmp_path, capsys):
+    options = ["--methods", "random,centre,gradcam", "--criterion", "label", "--every", "50:1"]
+    command = ["bench", "--suite", "mnist", *options, "--limit", "2", "--out", str(tmp_path)]
+    assert main(command) == 0
+    out, err = capsys.readouterr()
+    rows = read(tmp_path)
+    everything = bench.suite("mnist", None, None)[1]
+    assert [(row["image"], row["method"]) for row in rows] == [
+        (everything[k], method) for method in ("centre", "random", "gradcam") for k in (1, 51)
+    ]
+    assert "| gradcam@label | 2 | 0 |" in out and "6/6" in err
+    before, text = stamps(tmp_path), (tmp_path / "results.csv").read_bytes()
+    assert main([*command, "--table-only"]) == 0
+    assert stamps(tmp_path) == before and (tmp_path / "results.csv").read_bytes() == text
+
+
+def test_a_photograph(tmp_path, monkeypatch):
+    monkeypatch.setattr(metrics, "AREAS", (0.05, 0.5, 1.0))
+    monkeypatch.setattr(metrics, "STEPS", 4)
+    monkeypatch.setattr(peers, "CELLS", 4)
+    model, references, methods = bench.suite("bundled", None, 1, methods=["centre"])
+    bench.run(model, references, methods, tmp_path)
+    rows = read(tmp_path)
+    assert [row["criterion"] for row in rows] == ["label", "confidence"]
+    assert all(row["correct"] == "" and row["label_kept"] == "True" for row in rows)
+    assert float(rows[0]["area"]) <= float(rows[1]["area"])
 
 
 @pytest.mark.slow
 def test_two_jobs_give_the_same_table(tiny, table, tmp_path):
     out, _, _ = table
-    summary = bench.run(*tiny, tmp_path, n_jobs=2)
-    assert summary["jobs"] == 2
+    assert bench.run(*tiny, tmp_path, n_jobs=2)["jobs"] == 2
 
     def stable(rows):
-        return [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
+        return [
+            {k: v for k, v in row.items() if k not in ("seconds", "peak_rss_mib")} for row in rows
+        ]
 
     assert stable(read(tmp_path)) == stable(read(out))
 
@@ -218,13 +324,18 @@ def test_two_jobs_give_the_same_table(tiny, table, tmp_path):
     "options, word",
     [
         (["--suite", "mnist", "--methods", "ours,nope"], "nope"),
+        (["--suite", "mnist", "--methods", "rex"], "rex-xai"),
         (["--suite", "mnist", "--limit", "0"], "limit=0"),
+        (["--suite", "mnist", "--every", "0"], "every=0:0"),
+        (["--suite", "mnist", "--every", "5:5"], "every=5:5"),
+        (["--suite", "mnist", "--every", "x"], "--every x"),
         (["--suite", "mnist", "--criterion", "nope"], "nope"),
         (["--suite", "no/such/folder"], "no/such/folder"),
         (["--suite", "mnist", "--limit", "1", "--jobs", "0"], "jobs=0"),
     ],
 )
-def test_bad_options_exit_2_in_one_line(tmp_path, capsys, options, word):
+def test_bad_options_exit_2_in_one_line(tmp_path, capsys, monkeypatch, options, word):
+    monkeypatch.setattr(bench.importlib.util, "find_spec", lambda name: None)
     assert main(["bench", *options, "--out", str(tmp_path / "out")]) == 2
     out, err = capsys.readouterr()
     assert out == "" and word in err and not (tmp_path / "out").exists()

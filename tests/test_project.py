@@ -24,7 +24,8 @@ ORDER = [
     "errors", "config", "paths", "images", "samples", "mnist", "models", "references",
     "training", "taps", "masking", "masknet", "losses", "sufficiency", "explain",
     "minimality", "baselines", "abductive", "metrics", "robustness", "circuit",
-    "peers", "results", "verification", "jobs", "summary", "bench", "style", "plots", "figures", "parameters", "paper", "readme", "cli",
+    "peers", "results", "verification", "jobs", "summary", "bench", "style", "plots", "figures",
+    "parameters", "paper", "readme", "cli",
 ]  # fmt: skip
 FREE = {"__init__", "__main__"}
 

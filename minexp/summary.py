@@ -1,0 +1,188 @@
+"""From a table's rows to what it says: medians, bootstrap intervals, paired differences, failures.
+
+Pure functions of rows, dicts by the columns of :mod:`minexp.bench`; a cell that is "", None or
+missing is unknown and leaves its row out of that column's numbers only.
+"""
+
+import csv
+import io
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+
+import numpy as np
+
+RESAMPLES = 2000
+REFERENCE = "ours"  # what the other methods are paired with
+COLUMNS = (
+    *("area", "components", "noise_kept", "seconds", "insertion", "deletion"),
+    *("forward_passes", "backward_passes", "removable", "confidence_change"),
+)
+PAIRED = ("area", "seconds")
+
+
+def build(rows: Sequence[Mapping], expected: Mapping[tuple[str, str], int]) -> dict:
+    """``methods`` and ``paired`` of a table.
+
+    ``expected`` says, for each (method, criterion), how many images there should be. Keys are
+    the method's name under the criterion "confidence" and "<method>@label" under "label". Each
+    holds the numbers of all images and, where the true class is known, under ``correct`` and
+    ``misclassified``, those of the images that the classifier names rightly and wrongly.
+    """
+    chosen = {pair: [row for row in rows if _pair(row) == pair] for pair in expected}
+    return {
+        "methods": {
+            _key(pair): summarise(found, expected[pair])
+            | {name: summarise(part) for name, part in _parts(found).items()}
+            for pair, found in chosen.items()
+        },
+        "paired": {
+            _key(pair): compare(found, ours)
+            | {name: compare(part, ours) for name, part in _parts(found).items()}
+            for pair, found in chosen.items()
+            if pair[0] != REFERENCE and (ours := chosen.get((REFERENCE, pair[1])))
+        },
+    }
+
+
+def _pair(row: Mapping) -> tuple[str, str]:
+    return row["method"], row["criterion"]
+
+
+def _key(pair: tuple[str, str]) -> str:
+    method, criterion = pair
+    return method if criterion == "confidence" else f"{method}@{criterion}"
+
+
+def _parts(rows: Sequence[Mapping]) -> dict[str, list[Mapping]]:
+    groups = {
+        "correct": [row for row in rows if row["correct"] is True],
+        "misclassified": [row for row in rows if row["correct"] is False],
+    }
+    return groups if any(groups.values()) else {}
+
+
+def summarise(rows: Sequence[Mapping], expected: int | None = None) -> dict:
+    """Counts of a method's rows, and medians and means with their 95 % bootstrap intervals.
+
+    ``expected`` images; None: as many as there are rows. An interval is {value, low, high}, None
+    where no row knows the column. ``average_drop`` and ``average_increase`` are shares, not
+    percentages, of Chattopadhay et al.'s metrics.
+    """
+    feasible, kept = (sum(bool(row[name]) for row in rows) for name in ("feasible", "label_kept"))
+    columns = {name: values(rows, name) for name in COLUMNS}
+    return {
+        "images": len(rows),
+        "feasible": feasible,
+        "label_kept": kept,
+        "failures": {
+            "not_finished": (len(rows) if expected is None else expected) - len(rows),
+            "not_feasible": len(rows) - feasible,
+            "label_lost": len(rows) - kept,
+        },
+        **{
+            f"{name}_{kind}": interval(column, statistic)
+            for name, column in columns.items()
+            for kind, statistic in (("median", np.median), ("mean", np.mean))
+        },
+        "average_drop": interval(values(rows, "drop"), np.mean),
+        "average_increase": interval(values(rows, "increase"), np.mean),
+    }
+
+
+def values(rows: Sequence[Mapping], name: str) -> list[float]:
+    """The known cells of a column; ``confidence_change`` is after less before."""
+    return [value for row in rows if (value := _cell(row, name)) is not None]
+
+
+def _cell(row: Mapping, name: str) -> float | None:
+    if name == "confidence_change":
+        before, after = _cell(row, "confidence_before"), _cell(row, "confidence_after")
+        return None if before is None or after is None else after - before
+    value = row.get(name)
+    return None if value is None or value == "" else float(value)
+
+
+def compare(rows: Sequence[Mapping], ours: Sequence[Mapping]) -> dict:
+    """Area and seconds of a method against ours, on the images that both have.
+
+    For each column: ``pairs``; ``difference_median`` (theirs less ours) and ``ratio_median``
+    (theirs over ours, where ours is not 0) with 95 % bootstrap intervals over the images;
+    ``ours_smaller`` and ``ours_larger``, in how many pairs.
+    """
+    known = {row["image"]: row for row in ours}
+    both = [(row, known[row["image"]]) for row in rows if row["image"] in known]
+    return {"against": REFERENCE, **{name: _paired(both, name) for name in PAIRED}}
+
+
+def _paired(both: Sequence[tuple[Mapping, Mapping]], name: str) -> dict:
+    cells = [(_cell(theirs, name), _cell(ours, name)) for theirs, ours in both]
+    pairs = [(a, b) for a, b in cells if a is not None and b is not None]
+    return {
+        "pairs": len(pairs),
+        "difference_median": interval([a - b for a, b in pairs], np.median),
+        "ratio_median": interval([a / b for a, b in pairs if b], np.median),
+        "ours_smaller": sum(b < a for a, b in pairs),
+        "ours_larger": sum(b > a for a, b in pairs),
+    }
+
+
+def interval(values: Sequence[float], statistic: Callable) -> dict[str, float] | None:
+    """Percentile bootstrap, seeded: the same values give the same interval; None without values."""
+    if not len(values):
+        return None
+    values = np.asarray(values, dtype=float)
+    low, high = np.percentile(statistic(values[_draws(len(values))], axis=1), [2.5, 97.5])
+    return {"value": float(statistic(values)), "low": float(low), "high": float(high)}
+
+
+@cache
+def _draws(count: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, count, (RESAMPLES, count))
+
+
+def agreed(rows: Sequence[Mapping], name: str, otherwise: object) -> object:
+    """What all rows have in a column if they agree and know it, else ``otherwise``."""
+    found = {row[name] for row in rows}
+    return found.pop() if len(found) == 1 and found != {""} else otherwise
+
+
+def as_csv(rows: Sequence[Mapping], columns: Sequence[str]) -> str:
+    """The rows as CSV text with a header, the same bytes for the same rows."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def table(summary: Mapping) -> str:
+    """A Markdown table of a summary's medians [95 % intervals] and failures, a line a method."""
+    lines = [
+        "| method | images | not finished | not feasible | label lost | area | pieces | on noise "
+        "| insertion | deletion | seconds | forward | backward | area / ours |",
+        "|" + "---|" * 14,
+    ]
+    for name, numbers in summary["methods"].items():
+        failures = numbers["failures"]
+        ratio = summary["paired"].get(name, {}).get("area", {}).get("ratio_median")
+        cells = [
+            name,
+            *(str(numbers["images"]), str(failures["not_finished"])),
+            *(str(failures["not_feasible"]), str(failures["label_lost"])),
+            _shown(numbers["area_median"], ".1%"),
+            _shown(numbers["components_median"], ".0f"),
+            _shown(numbers["noise_kept_mean"], ".0%"),
+            *(_shown(numbers[f"{k}_median"], ".2f") for k in ("insertion", "deletion")),
+            _shown(numbers["seconds_median"], ".1f"),
+            *(_shown(numbers[f"{k}_passes_median"], ".0f") for k in ("forward", "backward")),
+            _shown(ratio, ".2f"),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _shown(estimate: Mapping | None, form: str) -> str:
+    if estimate is None:
+        return "–"
+    value, low, high = (format(estimate[name], form) for name in ("value", "low", "high"))
+    return f"{value} [{low}, {high}]"

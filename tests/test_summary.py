@@ -1,0 +1,144 @@
+"""Medians, intervals, pairs and failures against values by hand and a slow bootstrap."""
+
+import csv
+import io
+
+import numpy as np
+import pytest
+
+from minexp import summary
+
+
+def row(image, method="ours", criterion="confidence", **cells) -> dict:
+    return {
+        "image": image,
+        "method": method,
+        "criterion": criterion,
+        "correct": "",
+        "feasible": True,
+        "label_kept": True,
+        "confidence_before": 0.5,
+        "confidence_after": 0.75,
+        "area": 0.1,
+        "seconds": 2.0,
+        **cells,
+    }
+
+
+def slow_interval(values, statistic) -> dict:
+    """The percentile bootstrap, one draw at a time."""
+    generator = np.random.default_rng(0)
+    draws = generator.integers(0, len(values), (2000, len(values)))
+    resampled = sorted(statistic([values[k] for k in draw]) for draw in draws)
+    return {
+        "value": pytest.approx(statistic(values)),
+        "low": pytest.approx(np.percentile(resampled, 2.5)),
+        "high": pytest.approx(np.percentile(resampled, 97.5)),
+    }
+
+
+@pytest.mark.parametrize("statistic", [np.median, np.mean])
+def test_intervals_by_a_slow_bootstrap(statistic):
+    values = np.random.default_rng(1).gamma(2.0, size=13).tolist()
+    assert summary.interval(values, statistic) == slow_interval(values, statistic)
+
+
+def test_intervals_of_one_value_and_of_none():
+    assert summary.interval([3], np.median) == {"value": 3.0, "low": 3.0, "high": 3.0}
+    assert summary.interval([], np.mean) is None
+
+
+def test_a_methods_numbers_by_hand():
+    areas = [0.1, 0.4, 0.2, 0.3, 0.9]
+    rows = [
+        row(str(k), area=area, feasible=k < 3, label_kept=k < 4, drop=area, increase=k > 3)
+        for k, area in enumerate(areas)
+    ]
+    rows[0]["confidence_after"], rows[1]["insertion"], rows[2]["insertion"] = "", 0.5, ""
+    found = summary.summarise(rows, expected=7)
+    assert (found["images"], found["feasible"], found["label_kept"]) == (5, 3, 4)
+    assert found["failures"] == {"not_finished": 2, "not_feasible": 2, "label_lost": 1}
+    assert found["area_median"] == slow_interval(areas, np.median)
+    assert found["area_mean"] == slow_interval(areas, np.mean)
+    assert found["average_drop"]["value"] == pytest.approx(0.38)
+    assert found["average_increase"]["value"] == pytest.approx(0.2)
+    assert found["confidence_change_mean"] == {"value": 0.25, "low": 0.25, "high": 0.25}
+    assert found["insertion_median"]["value"] == 0.5  # of the one row that knows it
+    assert found["removable_median"] is None and found["deletion_mean"] is None
+
+
+def test_no_rows_at_all():
+    found = summary.summarise([], expected=3)
+    assert found["images"] == found["feasible"] == 0
+    assert found["failures"] == {"not_finished": 3, "not_feasible": 0, "label_lost": 0}
+    assert found["area_median"] is None and found["average_drop"] is None
+
+
+def test_pairs_by_hand():
+    ours = [
+        row(k, area=area, seconds=10.0) for k, area in zip("abcd", (0.1, 0.2, 0.4, 0), strict=True)
+    ]
+    theirs = [
+        row(k, "rise", area=area, seconds=seconds)
+        for k, area, seconds in (("d", 0.3, ""), ("a", 0.3, 5.0), ("c", 0.2, 20.0), ("z", 0.9, 1.0))
+    ]
+    found = summary.compare(theirs, ours)
+    assert found["against"] == "ours"
+    area, seconds = found["area"], found["seconds"]
+    assert (area["pairs"], area["ours_smaller"], area["ours_larger"]) == (3, 2, 1)
+    assert area["difference_median"] == slow_interval([0.3, 0.2, -0.2], np.median)
+    assert area["ratio_median"] == slow_interval([3.0, 0.5], np.median)  # ours of d is empty
+    assert (seconds["pairs"], seconds["ours_smaller"], seconds["ours_larger"]) == (2, 1, 1)
+    assert seconds["difference_median"]["value"] == 2.5
+    nothing = summary.compare([row("z")], ours)["area"]
+    assert nothing["pairs"] == 0 and nothing["ratio_median"] is None
+
+
+def test_keys_groups_and_pairs_of_a_table():
+    rows = [
+        *(row(k, criterion=c, correct=k != "b") for c in ("label", "confidence") for k in "abc"),
+        *(row(k, "rise", criterion="label", area=0.2, correct=k != "b") for k in "ab"),
+    ]
+    expected = {
+        ("ours", "label"): 3,
+        ("ours", "confidence"): 3,
+        ("rise", "label"): 3,
+        ("rise", "confidence"): 3,
+    }
+    built = summary.build(rows, expected)
+    assert list(built["methods"]) == ["ours@label", "ours", "rise@label", "rise"]
+    assert list(built["paired"]) == ["rise@label", "rise"]
+    ours = built["methods"]["ours"]
+    assert (ours["images"], ours["correct"]["images"], ours["misclassified"]["images"]) == (3, 2, 1)
+    assert built["methods"]["rise@label"]["failures"]["not_finished"] == 1
+    paired = built["paired"]["rise@label"]
+    parts = (paired, paired["correct"], paired["misclassified"])
+    assert [part["area"]["pairs"] for part in parts] == [2, 1, 1]
+    assert paired["area"]["ratio_median"]["value"] == 2.0
+    assert built["methods"]["rise"]["images"] == built["paired"]["rise"]["area"]["pairs"] == 0
+
+
+def test_without_a_true_class_there_are_no_groups():
+    built = summary.build([row("a")], {("ours", "confidence"): 1})
+    assert "correct" not in built["methods"]["ours"] and built["paired"] == {}
+    without = summary.build([row("a", "rise")], {("rise", "confidence"): 1})
+    assert without["paired"] == {}  # ours was not asked for
+
+
+def test_the_table_has_a_line_a_method_and_survives_empty_cells():
+    rows = [row("a"), row("a", "rise", area=0.25)]
+    expected = {("ours", "confidence"): 1, ("rise", "confidence"): 1, ("rise", "label"): 1}
+    lines = summary.table(summary.build(rows, expected)).splitlines()
+    widths = {line.count("|") for line in lines}
+    assert len(lines) == 5 and len(widths) == 1
+    assert "| rise | 1 | 0 | 0 | 0 | 25.0% [25.0%, 25.0%] |" in lines[3]
+    assert lines[3].endswith("| 2.50 [2.50, 2.50] |") and "| rise@label | 0 | 1 |" in lines[4]
+
+
+def test_csv_and_what_rows_agree_on():
+    rows = [{"a": 1, "b": ""}, {"a": 1, "b": 0.1}]
+    text = summary.as_csv(rows, ("a", "b"))
+    assert text == "a,b\n1,\n1,0.1\n" == summary.as_csv(rows, ("a", "b"))
+    assert list(csv.DictReader(io.StringIO(text)))[1] == {"a": "1", "b": "0.1"}
+    assert summary.agreed(rows, "a", 9) == 1 and summary.agreed(rows, "b", 9) == 9
+    assert summary.agreed([], "a", 9) == 9 and summary.agreed([{"a": ""}], "a", 9) == 9
