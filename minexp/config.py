@@ -9,6 +9,9 @@ from minexp.errors import InputError
 
 MOST = 2**31 - 2  # of any count; the backgrounds of a seed's final test have the seed after it
 CRITERIA = ("label", "confidence")
+_COUNTS = (  # of ExplainConfig: the field and its least value
+    *(("steps", 1), ("grid", 8), ("noise_draws", 0), ("cell", 1), ("seed", 0)),
+)
 ALIASES = MappingProxyType(  # the paper's subscripts
     {
         "act": "activation",
@@ -56,6 +59,12 @@ class ExplainConfig:
         confidence_slack: how far below the image's the masked image's confidence may lie; where
             the image's is 0.9999, as on digits, "at least" leaves nothing to remove.
         noise_draws: Gaussian backgrounds a mask must survive to be feasible; 0: none.
+        noise_lead: by how many logits the label must lead on each of them, or by half its lead on
+            the image where that is less. A search among many masks ends with one that just passes
+            the backgrounds it was tried on; room on few says more of fresh ones than none on many.
+        minimal: whether to delete from the mask found what the criterion does not need, cell by
+            cell, and to certify the result (:mod:`minexp.minimality`).
+        cell: side of those cells in pixels; None: a 28th of the image's side.
         seed: of the network's start and of all noise.
         tap_weights: alpha_l per tap name; taps not named count 1.
     """
@@ -68,24 +77,30 @@ class ExplainConfig:
     criterion: str = "confidence"
     confidence_slack: float = 0.0
     noise_draws: int = 64
+    noise_lead: float = 0.3
+    minimal: bool = True
+    cell: int | None = None
     seed: int = 0
     tap_weights: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name, least in (("steps", 1), ("grid", 8), ("noise_draws", 0), ("seed", 0)):
+        for name, least in _COUNTS:
             value = getattr(self, name)
-            if name == "grid" and value is None:
+            if name in ("grid", "cell") and value is None:
                 continue
             if type(value) is not int or not least <= value <= MOST:
                 raise InputError(f"{name}={value!r}: expected an integer from {least} to {MOST}")
         if not _is_number(self.learning_rate) or not 0 < self.learning_rate < math.inf:
             raise InputError(f"learning_rate={self.learning_rate!r}: expected a number > 0")
+        if not _is_number(self.noise_lead) or not 0 <= self.noise_lead < math.inf:
+            raise InputError(f"noise_lead={self.noise_lead!r}: expected a number >= 0")
         if not _is_number(self.confidence_slack) or not 0 <= self.confidence_slack <= 1:
             raise InputError(
                 f"confidence_slack={self.confidence_slack!r}: expected a number from 0 to 1"
             )
-        if type(self.adapt) is not bool:
-            raise InputError(f"adapt={self.adapt!r}: expected true or false")
+        for name in ("adapt", "minimal"):
+            if type(getattr(self, name)) is not bool:
+                raise InputError(f"{name}={getattr(self, name)!r}: expected true or false")
         if self.criterion not in CRITERIA:
             raise InputError(f"criterion={self.criterion!r}: expected one of {', '.join(CRITERIA)}")
         if not isinstance(self.weights, LossWeights):
@@ -127,7 +142,12 @@ def configure(config: ExplainConfig, changes: Mapping[str, object]) -> ExplainCo
 def _paper(act, ce, kl, area, binarization, tv, rob) -> ExplainConfig:
     """A lambda set in the paper's order, used as the paper does: fixed, from first step to last."""
     weights = LossWeights(act, ce, kl, area, binarization, tv, rob)
-    return ExplainConfig(weights=weights, adapt=False)
+    return ExplainConfig(
+        weights=weights,
+        adapt=False,
+        noise_lead=0.0,
+        minimal=False,
+    )
 
 
 @dataclass(frozen=True)
@@ -147,6 +167,7 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
                 steps=300,
                 confidence_slack=0.05,
                 noise_draws=32,
+                noise_lead=0.0,
             ),
             "minexp; adapted area weight, settled on training digits",
         ),

@@ -41,6 +41,10 @@ class UNet(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """(1, C, H, W) normalised -> soft mask (1, 1, H, W) in (0, 1)."""
+        return self.logits(image).sigmoid()
+
+    def logits(self, image: Tensor) -> Tensor:
+        """(1, C, H, W) normalised -> the soft mask's logits (1, 1, H, W)."""
         x = F.interpolate(image, size=(self.grid, self.grid), mode="area")
         skips = []
         for level, block in enumerate(self.down):
@@ -50,7 +54,7 @@ class UNet(nn.Module):
             x = F.interpolate(x, size=skip.shape[-2:], mode="nearest")
             x = block(torch.cat([x, skip], dim=1))
         logits = self.head(x) + self.bias  # (1, 1, grid, grid)
-        return F.interpolate(logits, size=self.size, mode="bilinear", align_corners=False).sigmoid()
+        return F.interpolate(logits, size=self.size, mode="bilinear", align_corners=False)
 
 
 def _block(channels_in: int, channels_out: int) -> nn.Sequential:

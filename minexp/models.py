@@ -4,7 +4,9 @@ To add a model, write a builder that returns a :class:`Classifier` and give it a
 :data:`REGISTRY`; the tests parametrise over the registry, so a registered model is a tested one.
 """
 
+import copy
 import importlib.util
+import itertools
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -15,6 +17,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
 from torchvision.transforms import (
     Compose,
     Grayscale,
@@ -89,6 +92,42 @@ class Entry:
     source: str
     licence: str
     weights: Callable[[], Path]
+
+
+def folded(model: Classifier, image: Tensor) -> Classifier:
+    """The same function, faster: batch normalisation folded into the convolutions before it.
+
+    A copy, laid out channels last; module names stay, so the taps do too. Which convolution feeds
+    a normalisation is read off the order of their names, so the copy's logits of ``image``
+    (1, C, H, W) are compared: where they differ by more than rounding, or where there is nothing
+    to fold, the model itself is returned.
+    """
+    if not any(isinstance(module, nn.BatchNorm2d) for module in model.module.modules()):
+        return model
+    module = copy.deepcopy(model.module)
+    for parent in list(module.modules()):
+        children = list(parent.named_children())
+        for (_, first), (name, second) in itertools.pairwise(children):
+            if isinstance(first, nn.Conv2d) and isinstance(second, nn.BatchNorm2d):
+                first.weight, first.bias = _folded_weights(first, second)
+                setattr(parent, name, _without_normalization(second))
+    module = module.to(memory_format=torch.channels_last)
+    with torch.no_grad():
+        same = torch.allclose(module(image), model(image), rtol=1e-4, atol=1e-4)
+    return replace(model, module=module) if same else model
+
+
+def _folded_weights(convolution: nn.Conv2d, norm: nn.BatchNorm2d) -> tuple[nn.Parameter, ...]:
+    weight, bias = fuse_conv_bn_weights(
+        convolution.weight, convolution.bias, norm.running_mean, norm.running_var, norm.eps,
+        norm.weight, norm.bias,
+    )  # fmt: skip
+    return weight.requires_grad_(False), bias.requires_grad_(False)
+
+
+def _without_normalization(norm: nn.BatchNorm2d) -> nn.Module:
+    """timm's normalisation carries its dropout and activation with it."""
+    return nn.Sequential(norm.drop, norm.act) if hasattr(norm, "act") else nn.Identity()
 
 
 def available() -> tuple[str, ...]:

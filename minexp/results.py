@@ -23,6 +23,7 @@ from minexp.config import ExplainConfig
 from minexp.errors import InputError, RunError
 from minexp.explain import Explanation, check_settings, explain
 from minexp.masking import apply_mask
+from minexp.minimality import Certificate
 from minexp.models import Classifier
 from minexp.paths import ROOT, replacing, write_text
 from minexp.references import beside, check_distinct, open_reference, stem
@@ -40,6 +41,8 @@ CODE = (
     "masknet",
     "losses",
     "sufficiency",
+    "minimality",
+    "search",
     "explain",
 )
 FIELDS = (
@@ -153,7 +156,7 @@ def _result(
         "area": check.area,
         "components": check.components,
         "robustness": {"gaussian": {"kept": check.noise_kept, "draws": check.noise_draws}},
-        "minimality": None,  # no certificate has been asked for
+        "minimality": explanation.certificate and certificate_json(explanation.certificate),
         "steps": explanation.config.steps,
         "forward_passes": explanation.forward_passes,
         "backward_passes": explanation.backward_passes,
@@ -165,6 +168,20 @@ def _result(
             "python": platform.python_version(),
             "code_sha256": code_digest(),
         },
+    }
+
+
+def certificate_json(certificate: Certificate) -> dict:
+    """The certificate as a result's ``minimality``: grid (a cell's side in pixels), the counts,
+    and for every active cell row, column, and the label and confidence without it."""
+    return {
+        "grid": certificate.cell,
+        "active": certificate.active,
+        "removable": certificate.removable,
+        "cells": [
+            [cell.row, cell.column, cell.label_index, cell.confidence, cell.removable]
+            for cell in certificate.cells
+        ],
     }
 
 

@@ -1,11 +1,9 @@
 """Does a mask suffice? Plain forward passes that judge any binary mask, however it arose."""
 
-from collections.abc import Iterator
+import math
 from dataclasses import dataclass
 
-import numpy as np
 import torch
-from scipy import ndimage
 from torch import Tensor
 
 from minexp.config import ExplainConfig
@@ -14,7 +12,7 @@ from minexp.models import Classifier
 
 TOLERANCE = 1e-5  # of confidences: the same image in another batch differs by float32 rounding
 CHECK_SEED = 2**31  # the noise of check_mask, never that of any optimisation
-BATCH = 4  # backgrounds a forward pass: memory does not grow with the draws
+BATCH = 4  # images a forward pass: memory does not grow with draws or masks
 
 
 @dataclass(frozen=True)
@@ -66,67 +64,114 @@ def noise_kept(
     model: Classifier, image: Tensor, mask: Tensor, label: int, *, draws: int, seed: int
 ) -> float:
     """Share of ``draws`` seeded Gaussian backgrounds on which the masked image keeps the label."""
-    kept = [batch.sum().item() for batch in _kept_on_noise(model, image, mask, label, draws, seed)]
-    return sum(kept) / draws if draws else float("nan")
-
-
-def _kept_on_noise(
-    model: Classifier, image: Tensor, mask: Tensor, label: int, draws: int, seed: int
-) -> Iterator[Tensor]:
-    generator = torch.Generator().manual_seed(seed)
+    generator, kept = torch.Generator().manual_seed(seed), 0
     for start in range(0, draws, BATCH):
         background = gaussian_background(model, min(BATCH, draws - start), generator)
         with torch.no_grad():
-            yield model(apply_mask(image, mask, background)).argmax(1) == label
+            logits = model(apply_mask(image, mask, background))
+        kept += (logits.argmax(1) == label).sum().item()
+    return kept / draws if draws else float("nan")
+
+
+class Judge:
+    """The criterion of a configuration for one image, ready to judge many masks.
+
+    The masked image keeps the label; so does every one of ``noise_draws`` Gaussian backgrounds
+    (their seed is ``config.seed + 1``), the label's logit leading the next by more than
+    :func:`room`; under "confidence" the masked image's confidence is at
+    least the image's own, less ``confidence_slack``.
+
+    It is a class because it remembers: the backgrounds, drawn once, the hardest first, so that a
+    bad mask costs few passes; and how many passes it has spent. No verdict depends on that order.
+    """
+
+    def __init__(self, model: Classifier, image: Tensor, label: int, config: ExplainConfig):
+        self.model, self.image, self.label, self.config = model, image, label, config
+        self.passes = 0  # forward passes so far, of one image each
+        own = self._logits(image)
+        self.confidence = probability(own, label)
+        self.room = room(own, label, config)
+        generator = torch.Generator().manual_seed(config.seed + 1)
+        self._backgrounds = gaussian_background(model, config.noise_draws, generator)
+        self._order = list(range(config.noise_draws))
+
+    @property
+    def lowest(self) -> float:
+        """The least confidence the criterion allows."""
+        if self.config.criterion == "label":
+            return 0.0
+        return self.confidence - self.config.confidence_slack - TOLERANCE
+
+    def _logits(self, images: Tensor) -> Tensor:
+        self.passes += len(images)
+        with torch.no_grad():
+            return self.model(images)
+
+    def on_fill(self, masks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Top-1 label (N,), confidence (N,) and verdict (N,) of masks (N, 1, H, W) on the fill."""
+        masked = (apply_mask(self.image, some) for some in masks.split(BATCH))
+        logits = torch.cat([self._logits(some) for some in masked])
+        top, confidence = logits.argmax(1), logits.softmax(1)[:, self.label]
+        return top, confidence, (top == self.label) & (confidence >= self.lowest)
+
+    def on_noise(self, mask: Tensor, draws: int | None = None) -> bool:
+        """Whether a mask (1, 1, H, W) keeps the label, with room, on every background.
+
+        ``draws``: on so many of the hardest. What these refuse, all refuse.
+        """
+        leads: dict[int, float] = {}
+        asked = self._order[:draws]
+        for start in range(0, len(asked), BATCH):
+            some = asked[start : start + BATCH]
+            logits = self._logits(apply_mask(self.image, mask, self._backgrounds[some]))
+            leads |= zip(some, lead(logits, self.label).tolist(), strict=True)
+            if min(leads.values()) <= self.room:
+                break
+        # stable: what was not asked stays behind what was, but for what lost
+        self._order.sort(key=lambda draw: leads.get(draw, math.inf))
+        return min(leads.values(), default=math.inf) > self.room
+
+    def hardest(self, masks: Tensor) -> Tensor:
+        """By how much masks (N, 1, H, W) lead the least on the two hardest backgrounds, (N,).
+
+        Beyond the room asked for; inf without noise. Where it is not positive the mask is not
+        feasible; where it is, it may still lose on another background.
+        """
+        worst = torch.full((len(masks),), torch.inf, device=masks.device)
+        for draw in self._order[:2]:
+            filled = (
+                apply_mask(self.image, some, self._backgrounds[draw : draw + 1])
+                for some in masks.split(BATCH)
+            )
+            leads = torch.cat([lead(self._logits(some), self.label) for some in filled])
+            worst = torch.minimum(worst, leads)
+        return worst - self.room
+
+    def feasible(self, mask: Tensor, draws: int | None = None) -> bool:
+        """Whether a mask (1, 1, H, W) meets the criterion; ``draws``: as in :meth:`on_noise`."""
+        return bool(self.on_fill(mask)[2]) and self.on_noise(mask, draws)
+
+
+def lead(logits: Tensor, label: int) -> Tensor:
+    """By how much the label's logit exceeds the highest other one, (N,) of logits (N, K)."""
+    others = logits.clone()
+    others[:, label] = -torch.inf
+    return logits[:, label] - others.amax(1)
+
+
+def room(logits: Tensor, label: int, config: ExplainConfig) -> float:
+    """The lead asked for on noise: ``noise_lead``, at most half the image's own, in logits (1, K).
+
+    So all pixels are always feasible, of an image the model is unsure of too.
+    """
+    return min(config.noise_lead, max(0.0, lead(logits, label).item() / 2))
 
 
 def is_feasible(
     model: Classifier, image: Tensor, mask: Tensor, label: int, config: ExplainConfig
 ) -> bool:
-    """Whether a mask meets the criterion of ``config``.
-
-    The masked image keeps the label; so does every one of ``noise_draws`` Gaussian backgrounds
-    (their seed is ``config.seed + 1``); under "confidence" the masked image's confidence is at
-    least the image's own, less ``confidence_slack``.
-    """
-    check = check_mask(model, image, mask, label, draws=0)
-    confident = is_confident(check.explanation_confidence, check.confidence, config)
-    if not (check.label_kept and confident):
-        return False
-    kept = _kept_on_noise(model, image, mask, label, config.noise_draws, config.seed + 1)
-    return all(batch.all() for batch in kept)  # lazily: the first background lost ends it
-
-
-def is_confident(masked: float, own: float, config: ExplainConfig) -> bool:
-    """The confidence part of the criterion: the masked image's against the image's own."""
-    lowest = own - config.confidence_slack - TOLERANCE
-    return config.criterion == "label" or masked >= lowest
-
-
-def drop_specks(
-    model: Classifier, image: Tensor, mask: Tensor, label: int, config: ExplainConfig
-) -> Tensor:
-    """Switch off the smallest components of a feasible mask, as many as bisection finds can go.
-
-    Total variation only discourages specks; what the decision does not need is dropped here.
-    Every mask kept on the way was tested, so the result, (1, 1, H, W), is feasible.
-    """
-    labelled, count = ndimage.label(mask[0, 0].cpu().numpy())
-    sizes = ndimage.sum_labels(labelled > 0, labelled, range(1, count + 1))
-    ascending = sizes.argsort(kind="stable") + 1
-    droppable, refused = 0, count  # all of them would leave nothing
-    while refused - droppable > 1:
-        middle = (droppable + refused) // 2
-        if is_feasible(model, image, _without(mask, labelled, ascending[:middle]), label, config):
-            droppable = middle
-        else:
-            refused = middle
-    return _without(mask, labelled, ascending[:droppable])
-
-
-def _without(mask: Tensor, labelled: np.ndarray, chosen: np.ndarray) -> Tensor:
-    off = torch.from_numpy(np.isin(labelled, chosen))
-    return mask.masked_fill(off.to(mask.device), 0)
+    """Whether a mask (1, 1, H, W) meets the criterion of ``config``: see :class:`Judge`."""
+    return Judge(model, image, label, config).feasible(mask)
 
 
 def probability(logits: Tensor, label: int) -> float:

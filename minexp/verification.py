@@ -3,12 +3,15 @@
 import math
 from pathlib import Path
 
+from torch import Tensor
+
 from minexp.config import ExplainConfig, LossWeights
 from minexp.errors import InputError
+from minexp.minimality import certify
 from minexp.models import load_model
 from minexp.references import beside, open_reference
-from minexp.results import read_mask, read_result
-from minexp.sufficiency import check_mask, is_feasible
+from minexp.results import certificate_json, read_mask, read_result
+from minexp.sufficiency import Judge, check_mask, is_feasible
 
 TOLERANCE = 1e-4  # of every recomputed number but the area, which one pixel must change
 MOST_DRAWS = 100_000
@@ -60,7 +63,37 @@ def verify(path: Path) -> list[str]:
         for name, value in recomputed.items()
         if not _same(reported[name], value, 0 if name == "area" else TOLERANCE)
     ]
+    differences += _certificate(result["minimality"], Judge(model, image, label, config), mask)
     return differences + _bookkeeping(result, config)
+
+
+def _certificate(reported: dict | None, judge: Judge, mask: Tensor) -> list[str]:
+    """What of the certificate does not hold when every cell is switched off anew."""
+    if not (judge.config.minimal and judge.feasible(mask)):
+        return [] if reported is None else ["minimality: reported, but no certificate is due"]
+    if not isinstance(reported, dict):
+        return ["minimality: a certificate is due, none is reported"]
+    recomputed = certificate_json(certify(judge, mask, judge.config.cell))
+    cells = recomputed.pop("cells")
+    differences = [
+        f"minimality {name}: reported {reported.get(name)}, recomputed {value}"
+        for name, value in recomputed.items()
+        if reported.get(name) != value
+    ]
+    if not _same_cells(reported.get("cells"), cells):
+        differences.append("minimality cells: not what remains without each of them")
+    return differences
+
+
+def _same_cells(reported: object, recomputed: list[list]) -> bool:
+    if not isinstance(reported, list) or len(reported) != len(recomputed):
+        return False
+    return all(
+        isinstance(one, list)
+        and len(one) == len(other)
+        and all(_same(a, b, TOLERANCE) for a, b in zip(one, other, strict=True))
+        for one, other in zip(reported, recomputed, strict=True)
+    )
 
 
 def _bookkeeping(result: dict, config: ExplainConfig) -> list[str]:
@@ -68,7 +101,6 @@ def _bookkeeping(result: dict, config: ExplainConfig) -> list[str]:
         "steps": config.steps,
         "seed": config.seed,
         "backward_passes": 2 * config.steps,
-        "minimality": None,
     }
     return [
         f"{name}: reported {result[name]}, expected {value}"

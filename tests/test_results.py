@@ -146,7 +146,7 @@ def test_a_flipped_pixel_fails(folder):
 
 def test_a_flipped_pixel_of_a_photograph_fails(lite0, tmp_path):
     """One pixel of 50,176 changes the area by 2e-5: less than 1e-4, but the mask is another."""
-    config = replace(ExplainConfig(), steps=3, noise_draws=0)
+    config = replace(ExplainConfig(), steps=3, noise_draws=0, minimal=False)
     results.explain_to_files("bundled:coffee", lite0, config, tmp_path)
     path = tmp_path / "bundled-coffee.json"
     assert verification.verify(path) == []
@@ -342,3 +342,32 @@ def test_read_row_has_what_a_panel_draws(made, mnist_cnn):
 def test_a_config_of_another_version_is_refused(stored):
     with pytest.raises(InputError, match="config"):
         verification.read_config({"config": stored})
+
+
+def test_the_certificate_lists_every_active_cell(made):
+    result = results.read_result(made / "four.json")
+    minimality, mask = result["minimality"], results.read_mask(made / "four.json")
+    assert minimality["grid"] == 1 and minimality["removable"] == 0
+    places = [tuple(cell[:2]) for cell in minimality["cells"]]
+    assert places == [tuple(place) for place in mask[0, 0].nonzero().tolist()]
+    assert minimality["active"] == len(places) == round(result["area"] * 784)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (lambda m: m | {"removable": 1}, "minimality removable"),
+        (lambda m: m | {"active": m["active"] - 1}, "minimality active"),
+        (lambda m: m | {"grid": 8}, "minimality grid"),
+        (lambda m: m | {"cells": m["cells"][:-1]}, "minimality cells"),
+        (lambda m: m | {"cells": [[*c[:3], c[3] + 0.01, *c[4:]] for c in m["cells"]]},
+         "minimality cells"),
+        (lambda m: m | {"cells": "all"}, "minimality cells"),
+        (lambda m: None, "minimality"),
+    ],
+)  # fmt: skip
+def test_a_certificate_that_does_not_hold_is_found(folder, change, named):
+    path = folder / "four.json"
+    result = json.loads(path.read_text())
+    path.write_text(json.dumps(result | {"minimality": change(result["minimality"])}))
+    assert [line.split(":")[0] for line in verification.verify(path)] == [named]

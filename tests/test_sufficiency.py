@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 from minexp import references, sufficiency
-from minexp.config import ExplainConfig, configure
+from minexp.config import ExplainConfig
 from minexp.models import Classifier
-from minexp.sufficiency import check_mask, drop_specks, is_feasible, noise_kept
+from minexp.sufficiency import Judge, check_mask, is_feasible, lead, noise_kept, room
 
 
 @pytest.fixture(scope="module")
@@ -158,7 +158,9 @@ def test_feasible_needs_every_background(mnist_cnn, digit, label):
     outcomes = set()
     for mask in (*MASKS, patch(2, 4, 22, 20), patch(6, 8, 16, 12)):
         for draws in (0, 1, 6):
-            config = ExplainConfig(grid=28, criterion="label", noise_draws=draws, seed=7)
+            config = ExplainConfig(
+                grid=28, criterion="label", noise_draws=draws, noise_lead=0.0, seed=7
+            )
             plain = mnist_cnn.module(digit * mask)[0].argmax().item() == label
             kept = literally_kept(mnist_cnn, digit, mask, label, draws, 8)
             assert is_feasible(mnist_cnn, digit, mask, label, config) is (plain and kept == draws)
@@ -172,48 +174,67 @@ def test_feasible_on_noise_is_the_noise_kept_of_the_next_seed(mnist_cnn, digit, 
     assert share == 1 and is_feasible(mnist_cnn, digit, MASKS[0], label, config)
 
 
-def test_needless_specks_go(counter):
-    mask = patch(1, 1, 2, 2, 8) + patch(5, 5, 1, 1, 8) + patch(7, 0, 1, 1, 8)
-    kept = drop_specks(counter, ONES, mask, 0, QUIET)
-    assert torch.equal(kept, patch(1, 1, 2, 2, 8))
-    assert kept.dtype == mask.dtype
+def test_lead_is_the_distance_to_the_next_logit():
+    logits = torch.tensor([[3.0, 1.0, 2.5], [0.0, 4.0, 1.0]])
+    assert lead(logits, 0).tolist() == [0.5, -4.0]
+    assert lead(logits, 1).tolist() == [-2.0, 3.0]
+    assert logits[0, 0] == 3  # the caller's logits stay
 
 
-def test_a_needed_speck_stays(counter):
-    counter.module.weight[..., 6, 6] = 9.0  # without this pixel: class 1
-    counter.module.weight[..., 1:3, 1:3] = 0
-    mask = patch(6, 6, 1, 1, 8) + patch(0, 0, 3, 3, 8)
-    kept = drop_specks(counter, ONES, mask, 0, QUIET)
-    assert kept[0, 0, 6, 6] == 1 and is_feasible(counter, ONES, kept, 0, QUIET)
+@pytest.mark.parametrize(("own", "asked"), [(4.0, 0.3), (0.4, 0.2), (-1.0, 0.0)])
+def test_the_room_asked_for_is_at_most_half_the_images_own_lead(own, asked):
+    config = ExplainConfig(noise_lead=0.3)
+    assert room(torch.tensor([[own, 0.0]]), 0, config) == pytest.approx(asked)
 
 
-def test_diagonal_neighbours_are_two_specks(counter):
-    mask = patch(1, 1, 2, 2, 8) + patch(3, 3, 1, 1, 8)
-    assert torch.equal(drop_specks(counter, ONES, mask, 0, QUIET), patch(1, 1, 2, 2, 8))
+def test_feasible_needs_room_on_every_background(mnist_cnn, digit, label):
+    """With a lead asked for: exactly if the smallest lead over all backgrounds exceeds it."""
+    verdicts = set()
+    for mask in (*MASKS, patch(2, 4, 22, 20)):
+        leads = []
+        for background in backgrounds(6, 8):
+            logits = mnist_cnn.module(digit * mask + (1 - mask) * background)[0].tolist()
+            leads.append(logits[label] - max(v for i, v in enumerate(logits) if i != label))
+        plain = mnist_cnn.module(digit * mask)[0].argmax().item() == label
+        for asked in (0.0, 0.5, 2.0):
+            config = ExplainConfig(
+                grid=28, criterion="label", noise_draws=6, noise_lead=asked, seed=7
+            )
+            expected = plain and min(leads) > asked
+            assert is_feasible(mnist_cnn, digit, mask, label, config) is expected
+            verdicts.add((asked, expected))
+    assert {(0.0, True), (0.0, False), (2.0, False)} <= verdicts
 
 
-def test_one_component_is_left_alone(counter):
-    mask = patch(0, 0, 6, 6, 8)
-    before = mask.clone()
-    kept = drop_specks(counter, ONES, mask, 0, QUIET)
-    assert torch.equal(kept, before) and torch.equal(mask, before)
+def test_a_judge_does_not_depend_on_what_it_judged_before(mnist_cnn, digit, label):
+    """Refusals reorder the backgrounds; no verdict changes."""
+    config = ExplainConfig(grid=28, criterion="label", noise_draws=12, noise_lead=0.0, seed=7)
+    judge = Judge(mnist_cnn, digit, label, config)
+    alone = [is_feasible(mnist_cnn, digit, mask, label, config) for mask in MASKS]
+    for order in (MASKS, MASKS[::-1], MASKS):
+        for mask in order:
+            judge.feasible(mask)
+    assert [judge.feasible(mask) for mask in MASKS] == alone
 
 
-def test_an_empty_mask_is_left_alone(counter):
-    """Class 1 is what the network says of nothing, so the empty mask is feasible for it."""
-    empty = torch.zeros(1, 1, 8, 8)
-    assert is_feasible(counter, torch.zeros(1, 1, 8, 8), empty, 1, QUIET)
-    kept = drop_specks(counter, torch.zeros(1, 1, 8, 8), empty, 1, QUIET)
-    assert torch.equal(kept, empty)
+def test_a_few_of_the_backgrounds_refuse_nothing_that_all_accept(mnist_cnn, digit, label):
+    config = ExplainConfig(grid=28, criterion="label", noise_draws=12, noise_lead=0.0, seed=7)
+    for mask in (*MASKS, patch(2, 4, 22, 20)):
+        judge = Judge(mnist_cnn, digit, label, config)
+        if judge.feasible(mask):
+            assert all(judge.feasible(mask, draws) for draws in (1, 4, 12))
+        if not all(judge.feasible(mask, draws) for draws in (1, 4)):
+            assert not judge.feasible(mask)
 
 
-def test_on_a_digit_the_result_is_a_feasible_subset(mnist_cnn, digit, label):
-    """The digit's box and two specks in the black margin; noise must be survived."""
-    mask = patch(2, 4, 23, 20)
-    mask[..., 0, 0] = mask[..., 27, 26] = mask[..., 27, 1] = 1
-    config = configure(ExplainConfig(), {"grid": 28, "noise_draws": 4, "confidence_slack": 0.05})
-    assert is_feasible(mnist_cnn, digit, mask, label, config)
-    kept = drop_specks(mnist_cnn, digit, mask, label, config)
-    assert is_feasible(mnist_cnn, digit, kept, label, config)
-    assert bool((kept <= mask).all()) and set(kept.unique().tolist()) == {0.0, 1.0}
-    assert kept.sum() < mask.sum()
+def test_a_judge_counts_its_passes(mnist_cnn, digit, label):
+    seen = []
+    handle = mnist_cnn.module.register_forward_hook(
+        lambda _m, inputs, _o: seen.append(len(inputs[0]))
+    )
+    judge = Judge(mnist_cnn, digit, label, ExplainConfig(grid=28, noise_draws=5))
+    for mask in MASKS:
+        judge.feasible(mask)
+        judge.hardest(mask)
+    handle.remove()
+    assert judge.passes == sum(seen)
