@@ -103,8 +103,9 @@ def minimal_mask(judge: Judge, mask: Tensor, cell: int | None = None) -> Tensor:
     """Delete from a feasible mask (1, 1, H, W) whatever can go, until nothing can.
 
     First large blocks of cells, then, in turn, whole components, so that what remains is few
-    pieces, and single cells; the least needed first. Trials meet the hardest backgrounds only, a round's result all of them. The result is
-    feasible and 1-minimal: in a last round no component and no cell could go.
+    pieces, and single cells; the least needed first. Trials meet the hardest backgrounds only, a
+    round's result all of them. The result is feasible and 1-minimal: in a last round no component
+    and no cell could go.
     """
     cell, draws = cell_side(judge.model, cell), TRIAL_DRAWS
     for side in (4 * cell, 2 * cell):
