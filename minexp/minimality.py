@@ -19,6 +19,7 @@ from minexp.sufficiency import Judge
 
 CELLS_A_SIDE = 28  # of the default grid: 8 x 8 pixels of a 224 x 224 image, single ones of a digit
 TRIAL_DRAWS = 8  # of the hardest backgrounds, which a trial meets
+PATIENCE = 8  # refusals in a row that end a round which removed something
 CHUNK = 64  # masks at a time in memory
 
 
@@ -69,7 +70,11 @@ def cell_side(model: Classifier, cell: int | None = None) -> int:
 
 
 def certify(judge: Judge, mask: Tensor, cell: int | None = None) -> Certificate:
-    """Switch off each active cell of a binary mask (1, 1, H, W) alone and judge what is left."""
+    """Switch off each active cell of a binary mask (1, 1, H, W) alone and judge what is left.
+
+    The last cell is judged like any other: one cell, removable, says that the fill alone meets
+    the criterion (a network that calls a black image a "1"); :func:`minimal_mask` keeps it.
+    """
     cell = cell_side(judge.model, cell)
     before = judge.passes
     places = active_cells(mask, cell)
@@ -105,7 +110,7 @@ def minimal_mask(judge: Judge, mask: Tensor, cell: int | None = None) -> Tensor:
     First large blocks of cells, then, in turn, whole components, so that what remains is few
     pieces, and single cells; the least needed first. Trials meet the hardest backgrounds only, a
     round's result all of them. The result is feasible and 1-minimal: in a last round no component
-    and no cell could go.
+    and no cell could go. The last cell stays, needed or not.
     """
     cell, draws = cell_side(judge.model, cell), TRIAL_DRAWS
     for side in (4 * cell, 2 * cell):
@@ -122,19 +127,24 @@ def minimal_mask(judge: Judge, mask: Tensor, cell: int | None = None) -> Tensor:
 
 
 def _sweep(judge: Judge, mask: Tensor, parts: list[Tensor], draws: int) -> list[Tensor]:
-    """Ever smaller masks: ``mask``, then one for each time that some of the parts could go."""
+    """Ever smaller masks: ``mask``, then one for each time that some of the parts could go.
+
+    A round that removes nothing has tried every part.
+    """
     trail = [mask]
     if len(parts) < 2:  # the last part stays: an empty mask explains nothing
         return trail
-    left = _by_need(judge, mask, parts)
+    left, refusals = _by_need(judge, mask, parts), 0
     size = len(left)
-    while left:  # ever smaller groups of the least needed, then one after the other
+    while left and (
+        len(trail) == 1 or refusals < PATIENCE
+    ):  # ever smaller groups of the least needed, then one after the other
         trial = trail[-1] * ~torch.stack(left[:size]).any(0)
         if trial.any() and judge.feasible(trial, draws):
             trail.append(trial)
-            left = left[size:]
+            left, refusals = left[size:], 0
         elif size == 1:
-            left = left[1:]
+            left, refusals = left[1:], refusals + 1
         size = max(1, min(size // 2, len(left)))
     return trail
 
