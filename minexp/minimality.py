@@ -136,9 +136,8 @@ def _sweep(judge: Judge, mask: Tensor, parts: list[Tensor], draws: int) -> list[
         return trail
     left, refusals = _by_need(judge, mask, parts), 0
     size = len(left)
-    while left and (
-        len(trail) == 1 or refusals < PATIENCE
-    ):  # ever smaller groups of the least needed, then one after the other
+    # ever smaller groups of the least needed, then one after the other
+    while left and (len(trail) == 1 or refusals < PATIENCE):
         trial = trail[-1] * ~torch.stack(left[:size]).any(0)
         if trial.any() and judge.feasible(trial, draws):
             trail.append(trial)

@@ -16,7 +16,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from minexp import baselines, metrics, taps
@@ -24,6 +23,7 @@ from minexp.config import CRITERIA
 from minexp.errors import InputError, RunError
 from minexp.masking import apply_mask
 from minexp.metrics import BATCH
+from minexp.minimality import active_cells, without_cells
 from minexp.models import Classifier
 from minexp.paths import ROOT, replacing, write_text
 from minexp.references import open_reference, stem
@@ -33,7 +33,7 @@ SCHEMA = "minexp-peer/1"
 # the files a judgement depends on
 CODE = (
     *("config", "images", "mnist", "models", "references", "taps", "masking", "sufficiency"),
-    *("baselines", "metrics", "peers"),
+    *("minimality", "baselines", "metrics", "peers"),
 )
 CELL = 8  # pixels, the side of the cells that are switched off one at a time
 CELLS = 64  # of them are tried at most: a forward pass each
@@ -250,15 +250,13 @@ def assess(model: Classifier, image: Tensor, mask: Tensor, label: int, criterion
 
 def _without_cells(mask: Tensor) -> tuple[Tensor, int]:
     """The mask with a cell less, (N, 1, H, W), for each cell tried; and how many are active."""
-    active = F.max_pool2d(mask, CELL, ceil_mode=True)[0, 0].nonzero()  # (n, 2), in reading order
+    active = active_cells(mask, CELL)
     count = min(CELLS, len(active))
     # one from each of ``count`` equal stretches of the list, all at the same random place in it
     offset = np.random.default_rng(0).random()
     chosen = [int((k + offset) * len(active) / count) for k in range(count)]
-    masks = mask.repeat(count, 1, 1, 1)
-    for k, (row, column) in enumerate(active[chosen].tolist()):
-        masks[k, :, CELL * row : CELL * (row + 1), CELL * column : CELL * (column + 1)] = 0
-    return masks, len(active)
+    masks = [without_cells(mask, [active[k]], CELL) for k in chosen]
+    return torch.cat(masks), len(active)
 
 
 def holds(

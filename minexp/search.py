@@ -11,7 +11,7 @@ from minexp.config import ExplainConfig, LossWeights
 from minexp.masking import apply_mask, binarize, gaussian_background
 from minexp.masknet import UNet
 from minexp.models import Classifier
-from minexp.sufficiency import TOLERANCE, lead, room
+from minexp.sufficiency import lead, lowest_confidence, room
 
 BIAS_LEARNING_RATE = 0.2  # of the untied bias, in logits a step: a cell can flip in a few steps
 BUDGET_START, BUDGET_SHRINK, BUDGET_GROW = 0.8, 0.95, 1.02  # fractions of all pixels; factors
@@ -153,7 +153,6 @@ def _record(
 def _passes(record: dict[str, float], target: Target, config: ExplainConfig) -> bool:
     """The criterion on this step's one background, at no cost beyond the step's own passes."""
     asked = room(target.logits, target.label, config)
-    lowest = target.confidence - config.confidence_slack - TOLERANCE
-    confident = config.criterion == "label" or record["confidence"] >= lowest
+    confident = record["confidence"] >= lowest_confidence(target.confidence, config)
     robust = config.noise_draws == 0 or record["noise_lead"] > asked
     return bool(record["label_kept"] and confident and robust)

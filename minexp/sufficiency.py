@@ -91,16 +91,10 @@ class Judge:
         own = self._logits(image)
         self.confidence = probability(own, label)
         self.room = room(own, label, config)
+        self.lowest = lowest_confidence(self.confidence, config)
         generator = torch.Generator().manual_seed(config.seed + 1)
         self._backgrounds = gaussian_background(model, config.noise_draws, generator)
         self._order = list(range(config.noise_draws))
-
-    @property
-    def lowest(self) -> float:
-        """The least confidence the criterion allows."""
-        if self.config.criterion == "label":
-            return 0.0
-        return self.confidence - self.config.confidence_slack - TOLERANCE
 
     def _logits(self, images: Tensor) -> Tensor:
         self.passes += len(images)
@@ -150,6 +144,11 @@ class Judge:
     def feasible(self, mask: Tensor, draws: int | None = None) -> bool:
         """Whether a mask (1, 1, H, W) meets the criterion; ``draws``: as in :meth:`on_noise`."""
         return bool(self.on_fill(mask)[2]) and self.on_noise(mask, draws)
+
+
+def lowest_confidence(own: float, config: ExplainConfig) -> float:
+    """The least confidence the criterion allows a masked image, of the image's own."""
+    return 0.0 if config.criterion == "label" else own - config.confidence_slack - TOLERANCE
 
 
 def lead(logits: Tensor, label: int) -> Tensor:

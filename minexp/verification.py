@@ -11,7 +11,7 @@ from minexp.minimality import certify
 from minexp.models import load_model
 from minexp.references import beside, open_reference
 from minexp.results import certificate_json, read_mask, read_result
-from minexp.sufficiency import Judge, check_mask, is_feasible
+from minexp.sufficiency import Judge, check_mask
 
 TOLERANCE = 1e-4  # of every recomputed number but the area, which one pixel must change
 MOST_DRAWS = 100_000
@@ -48,12 +48,14 @@ def verify(path: Path) -> list[str]:
         raise InputError(f"{path}: {draws!r} draws; expected an integer from 1 to {MOST_DRAWS}")
     label = result["label_index"]
     check = check_mask(model, image, mask, label, draws=draws)
+    judge = Judge(model, image, label, config)
+    feasible = judge.feasible(mask)
     recomputed = {
         "label": model.class_names[label],
         "confidence": check.confidence,
         "explanation_confidence": check.explanation_confidence,
         "label_kept": check.label_kept,
-        "feasible": is_feasible(model, image, mask, label, config),
+        "feasible": feasible,
         "area": check.area,
         "components": check.components,
         "gaussian kept": check.noise_kept,
@@ -63,14 +65,15 @@ def verify(path: Path) -> list[str]:
         for name, value in recomputed.items()
         if not _same(reported[name], value, 0 if name == "area" else TOLERANCE)
     ]
-    differences += _certificate(result["minimality"], Judge(model, image, label, config), mask)
+    if feasible and config.minimal:
+        differences += _certificate(result["minimality"], judge, mask)
+    elif result["minimality"] is not None:
+        differences.append("minimality: reported, but no certificate is due")
     return differences + _bookkeeping(result, config)
 
 
 def _certificate(reported: dict | None, judge: Judge, mask: Tensor) -> list[str]:
     """What of the certificate does not hold when every cell is switched off anew."""
-    if not (judge.config.minimal and judge.feasible(mask)):
-        return [] if reported is None else ["minimality: reported, but no certificate is due"]
     if not isinstance(reported, dict):
         return ["minimality: a certificate is due, none is reported"]
     recomputed = certificate_json(certify(judge, mask, judge.config.cell))
