@@ -1,13 +1,13 @@
 """Attribution methods to compare against: all on the same fill, zero after normalisation.
 
-Each of :data:`METHODS` maps (model, image, label) to a saliency map (1, 1, H, W) float32 on the
+Each method maps (model, image, label) to a saliency map (1, 1, H, W) float32 on the
 model's device, higher = more important. Lengths in pixels are the literature's for 224 pixels and
 scale with the shorter side. Whatever does not fit the model raises InputError.
 """
 
 import importlib.util
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -239,14 +239,3 @@ def _checked(model: Classifier, image: Tensor, label: int, **counts: int) -> Ten
     if low := [f"{name}={count}" for name, count in counts.items() if count < 1]:
         raise InputError(f"{', '.join(low)}: expected at least 1")
     return image.detach().to(model.device)
-
-
-METHODS: Mapping[str, Callable[..., Tensor]] = {
-    "gradcam": gradcam,
-    "integrated_gradients": integrated_gradients,
-    "occlusion": occlusion,
-    "rise": rise,
-    "random": random_map,
-    "centre": centre,
-}
-OPTIONAL: Mapping[str, Callable[..., Tensor]] = {"rex": rex}

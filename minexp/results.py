@@ -42,6 +42,7 @@ CODE = (
     "losses",
     "sufficiency",
     "minimality",
+    "deletion",
     "search",
     "explain",
 )

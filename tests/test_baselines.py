@@ -11,11 +11,19 @@ import torch
 from torch import nn
 
 from minexp import baselines, references
-from minexp.baselines import METHODS, area_penalty, extremal_map, extremal_perturbation, smooth_max
+from minexp.baselines import area_penalty, extremal_map, extremal_perturbation, smooth_max
 from minexp.errors import InputError
 from minexp.models import Classifier
 
 SIZE = (16, 14)
+METHODS = {
+    "gradcam": baselines.gradcam,
+    "integrated_gradients": baselines.integrated_gradients,
+    "occlusion": baselines.occlusion,
+    "rise": baselines.rise,
+    "random": baselines.random_map,
+    "centre": baselines.centre,
+}
 SMALL = {"integrated_gradients": {"steps": 3}, "rise": {"masks": 9}, "occlusion": {"windows": 2}}
 
 
@@ -300,7 +308,7 @@ def test_options_and_taps_that_do_not_fit_are_refused(tiny, image):
 def test_rex_says_what_to_install(tiny, image, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(InputError, match="pip install rex-xai"):
-        baselines.OPTIONAL["rex"](tiny, image, 0)
+        baselines.rex(tiny, image, 0)
 
 
 def test_rex_where_it_is_installed(mnist_cnn, digit):

@@ -6,10 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from minexp import minimality, references
+from minexp import deletion, references
 from minexp.config import ExplainConfig
+from minexp.deletion import minimal_mask
 from minexp.errors import InputError
-from minexp.minimality import active_cells, cell_side, certify, minimal_mask, without_cells
+from minexp.minimality import active_cells, cell_side, certify, without_cells
 from minexp.models import Classifier
 from minexp.sufficiency import TOLERANCE, Judge, is_feasible
 
@@ -267,7 +268,7 @@ def test_a_certificate_does_not_depend_on_the_chunk(mnist_cnn, digit, label, mon
     config = DIGIT_CONFIGS["confidence, noise"]
     verdicts = []
     for chunk in (1, 7, 1000):
-        monkeypatch.setattr(minimality, "CHUNK", chunk)
+        monkeypatch.setattr(deletion, "CHUNK", chunk)
         certificate = certify(Judge(mnist_cnn, digit, label, config), square(2, 2, 24, 24), 3)
         verdicts.append([(c.row, c.column, c.label_index, c.removable) for c in certificate.cells])
     assert verdicts[0] == verdicts[1] == verdicts[2]
@@ -304,7 +305,7 @@ def test_too_few_trial_draws_cost_no_promise(
     mnist_cnn, digit, label, monkeypatch, criterion, draws
 ):
     """What the trials' few backgrounds let pass and another refuses is taken back."""
-    monkeypatch.setattr(minimality, "TRIAL_DRAWS", draws)
+    monkeypatch.setattr(deletion, "TRIAL_DRAWS", draws)
     config = ExplainConfig(
         criterion=criterion, confidence_slack=0.05, noise_draws=24, noise_lead=0.0, seed=3
     )

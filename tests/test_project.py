@@ -22,7 +22,8 @@ LINUX = {"python_version": "3.11", "python_full_version": "3.11.9", "sys_platfor
 # A file imports only from files above it.
 ORDER = [
     "errors", "config", "paths", "images", "samples", "mnist", "models", "references",
-    "training", "taps", "masking", "masknet", "losses", "sufficiency", "minimality", "baselines",
+    "training", "taps", "masking", "masknet", "losses", "sufficiency", "minimality",
+    "deletion", "baselines",
     "search", "explain", "alternatives", "abductive", "metrics", "robustness", "circuit", "peers",
     "results", "verification", "jobs", "summary", "bench", "style", "plots", "figures",
     "parameters", "paper", "readme", "cli",
