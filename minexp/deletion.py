@@ -11,52 +11,79 @@ from torch import Tensor
 from minexp.minimality import CHUNK, active_cells, cell_side, without_cells
 from minexp.sufficiency import Judge
 
-TRIAL_DRAWS = 8  # of the hardest backgrounds, which a trial meets
-PATIENCE = 8  # refusals in a row that end a round which removed something
+TRIAL_DRAWS = 8  # of the hardest backgrounds, which a trial meets; doubled when they misled
+LEAD, SHARE = 1.0, 0.6  # kept on the hardest while much can go: logits, at most a share of now's
+PATIENCE = 12  # refusals in a row that end a round which removed something
+CHECK = 0.15  # of the area gone: all backgrounds are asked, before more is built on it
 
 
 def minimal_mask(judge: Judge, mask: Tensor, cell: int | None = None) -> Tensor:
     """Delete from a feasible mask (1, 1, H, W) whatever can go, until nothing can.
 
-    First large blocks of cells, then, in turn, whole components, so that what remains is few
-    pieces, and single cells; the least needed first. Trials meet the hardest backgrounds only, a
-    round's result all of them. The result is feasible and 1-minimal: in a last round no component
-    and no cell could go. The last cell stays, needed or not.
+    In turn whole components, the smallest first, so that what remains is few pieces, and ever
+    smaller blocks of cells, the least needed first; then components and single cells until none
+    can go. The result is feasible and 1-minimal: in a last round no component and no cell could
+    go. The last cell stays, needed or not.
     """
     cell, draws = cell_side(judge.model, cell), TRIAL_DRAWS
-    for side in (4 * cell, 2 * cell):
-        mask = _last_feasible(judge, _sweep(judge, mask, _cells(mask, side), draws))
+    for side in (4 * cell, 2 * cell, cell):
+        mask, _, draws = _without(judge, mask, _components(mask), draws, spare=True)
+        parts = _by_need(judge, mask, _cells(mask, side))
+        mask, _, draws = _without(judge, mask, parts, draws, spare=True)
     while True:
-        pieces = _sweep(judge, mask, _components(mask), draws)
-        fewer = _last_feasible(judge, pieces)
-        cells = _sweep(judge, fewer, _cells(fewer, cell), draws)
-        mask = _last_feasible(judge, cells)
-        if len(pieces) == len(cells) == 1:
+        mask, fewer, draws = _without(judge, mask, _components(mask), draws)
+        mask, smaller, draws = _without(
+            judge, mask, _by_need(judge, mask, _cells(mask, cell)), draws
+        )
+        if not fewer and not smaller:
             return mask
-        if fewer is not pieces[-1] or mask is not cells[-1]:
-            draws *= 2  # too few: what they let pass another background refused
 
 
-def _sweep(judge: Judge, mask: Tensor, parts: list[Tensor], draws: int) -> list[Tensor]:
-    """Ever smaller masks: ``mask``, then one for each time that some of the parts could go.
+def _without(
+    judge: Judge, mask: Tensor, parts: list[Tensor], draws: int, *, spare: bool = False
+) -> tuple[Tensor, bool, int]:
+    """A feasible mask less some of the parts; whether a trial let any go; the draws to go on with.
 
-    A round that removes nothing has tried every part.
+    Trials meet the hardest ``draws`` backgrounds and, with ``spare``, keep some of their lead on
+    them, for the rounds to come: a mask that is cut to the quick on a few backgrounds early fails
+    on others and cannot be cut where it would cost less. Where no trial lets anything go, every
+    part was tried.
     """
-    trail = [mask]
-    if len(parts) < 2:  # the last part stays: an empty mask explains nothing
-        return trail
-    left, refusals = _by_need(judge, mask, parts), 0
-    size = len(left)
-    # ever smaller groups of the least needed, then one after the other
-    while left and (len(trail) == 1 or refusals < PATIENCE):
-        trial = trail[-1] * ~torch.stack(left[:size]).any(0)
-        if trial.any() and judge.feasible(trial, draws):
+    lead = min(LEAD, SHARE * float(judge.hardest(mask))) if spare else 0.0
+    trail, removed, refusals, size = [mask], False, 0, len(parts)
+    # ever smaller groups of the first parts, then one after the other
+    while parts and not (removed and refusals >= PATIENCE):
+        trial = trail[-1] * ~torch.stack(parts[:size]).any(0)
+        if _holds(judge, trial, draws, lead):
             trail.append(trial)
-            left, refusals = left[size:], 0
+            parts, removed, refusals, size = parts[size:], True, 0, 2 * size
         elif size == 1:
-            left, refusals = left[1:], refusals + 1
-        size = max(1, min(size // 2, len(left)))
-    return trail
+            parts, refusals = parts[1:], refusals + 1
+        else:
+            size //= 2
+        size = max(1, min(size, len(parts)))
+        if trail[-1].sum() < (1 - CHECK) * trail[0].sum():
+            trail, draws = _settled(judge, trail, draws)
+    trail, draws = _settled(judge, trail, draws)
+    return trail[-1], removed, draws
+
+
+def _holds(judge: Judge, trial: Tensor, draws: int, lead: float) -> bool:
+    """Whether a trial keeps something, and the criterion on the draws, and a lead on two of them.
+
+    One background first: most refusals are its.
+    """
+    if not (trial.any() and judge.feasible(trial, 1)):
+        return False
+    if lead and judge.hardest(trial) <= lead:
+        return False
+    return judge.on_noise(trial, draws) and (not lead or bool(judge.hardest(trial) > lead))
+
+
+def _settled(judge: Judge, trail: list[Tensor], draws: int) -> tuple[list[Tensor], int]:
+    """The trail's last mask that all backgrounds let pass, as a new trail, and the draws."""
+    last = _last_feasible(judge, trail)
+    return [last], draws if last is trail[-1] else 2 * draws
 
 
 def _last_feasible(judge: Judge, trail: list[Tensor]) -> Tensor:
@@ -79,6 +106,8 @@ def _by_need(judge: Judge, mask: Tensor, parts: list[Tensor]) -> list[Tensor]:
     The need of a part is what the mask loses without it, of the confidence it has to spare or of
     its lead on the hard backgrounds, whichever is the larger share.
     """
+    if len(parts) < 2:  # the last part stays: an empty mask explains nothing
+        return []
     judge.on_noise(mask)  # the hardest backgrounds of this very mask come first now
     spare = float(judge.on_fill(mask)[1]) - judge.lowest + 1e-6
     room = float(judge.hardest(mask))
@@ -97,9 +126,11 @@ def _by_need(judge: Judge, mask: Tensor, parts: list[Tensor]) -> list[Tensor]:
 
 
 def _components(mask: Tensor) -> list[Tensor]:
+    """All 4-connected regions (1, H, W) but the largest, the smallest first."""
     labelled, count = ndimage.label(mask[0, 0].cpu().numpy())
+    order = ndimage.sum_labels(labelled > 0, labelled, range(1, count + 1)).argsort()
     labelled = torch.from_numpy(labelled).to(mask.device)
-    return [(labelled == i)[None] for i in range(1, count + 1)]
+    return [(labelled == i + 1)[None] for i in order[:-1]]
 
 
 def _cells(mask: Tensor, cell: int) -> list[Tensor]:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from minexp import deletion, references
+from minexp import deletion, minimality, references
 from minexp.config import ExplainConfig
 from minexp.deletion import minimal_mask
 from minexp.errors import InputError
@@ -268,7 +268,7 @@ def test_a_certificate_does_not_depend_on_the_chunk(mnist_cnn, digit, label, mon
     config = DIGIT_CONFIGS["confidence, noise"]
     verdicts = []
     for chunk in (1, 7, 1000):
-        monkeypatch.setattr(deletion, "CHUNK", chunk)
+        monkeypatch.setattr(minimality, "CHUNK", chunk)
         certificate = certify(Judge(mnist_cnn, digit, label, config), square(2, 2, 24, 24), 3)
         verdicts.append([(c.row, c.column, c.label_index, c.removable) for c in certificate.cells])
     assert verdicts[0] == verdicts[1] == verdicts[2]
