@@ -13,7 +13,6 @@ confidence when the image is multiplied by the map (ours: the mask); ``peak_rss_
 memory the process held up to the end of that image, never less than for the image before.
 """
 
-import importlib.util
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -23,12 +22,13 @@ from pathlib import Path
 
 import torch
 
-from minexp import images, jobs, metrics, mnist, peers, results, samples, summary
-from minexp.config import CRITERIA, ExplainConfig, configure, preset
+from minexp import jobs, metrics, peers, results, summary
+from minexp.config import ExplainConfig
 from minexp.errors import InputError, RunError
 from minexp.models import load_model
 from minexp.paths import write_text
-from minexp.references import check_distinct, open_reference, stem
+from minexp.references import open_reference, stem
+from minexp.suites import Setting, truth
 
 COLUMNS = (
     *("image", "model", "method", "criterion", "label_index", "correct", "feasible"),
@@ -36,106 +36,6 @@ COLUMNS = (
     *("insertion", "deletion", "seconds", "forward_passes", "backward_passes"),
     *("removable", "active_cells", "drop", "increase", "threads", "peak_rss_mib"),
 )
-DIGITS_A_CLASS = 10
-OURS = ("ours_no_noise", "ours")
-SLOW = ("rex", "extremal")  # by name only: an optional package, and minutes an image
-METHODS = (*(name for name in peers.PEERS if name not in SLOW), *OURS, *SLOW)  # cheap ones first
-Setting = ExplainConfig | tuple[str, ...]  # ours; or the criteria a peer is judged by
-
-
-def suite(
-    name: str,
-    criterion: str | None,
-    limit: int | None,
-    *,
-    methods: Sequence[str] | None = None,
-    every: tuple[int, int] = (1, 0),
-) -> tuple[str, list[str], dict[str, Setting]]:
-    """The model, the image references and what is to be done with each.
-
-    Args:
-        name: "bundled", "mnist", or a folder of images.
-        criterion: "label" or "confidence"; None: both, for digits the confidence only.
-        limit: the first so many images only.
-        methods: of :data:`METHODS`; None: for digits ours with and without noise, else ours and
-            all peers that are not ``SLOW``.
-        every: (N, K), before ``limit``: every N-th image from the K-th on, counted from 0, to
-            hold out those a setting was chosen on.
-
-    Returns:
-        (model name, references, folder -> our configuration or a peer's criteria).
-    """
-    if limit is not None and limit < 1:
-        raise InputError(f"limit={limit}: expected an integer >= 1")
-    if criterion not in (None, *CRITERIA):
-        raise InputError(f"criterion={criterion!r}: expected one of {', '.join(CRITERIA)}")
-    step, start = every
-    if not 0 <= start < step:
-        raise InputError(f"every={step}:{start}: expected N >= 1 and 0 <= K < N")
-    digits = name == "mnist"
-    criteria = (criterion,) if criterion else ("confidence",) if digits else CRITERIA
-    default = OURS if digits else [k for k in METHODS if k not in SLOW and k != "ours_no_noise"]
-    settings = _settings(default if methods is None else methods, criteria, digits)
-    references = _references(name)[start::step][:limit]
-    if not references:
-        raise InputError(f"every={step}:{start}: no image of {name} is left")
-    return "mnist_cnn" if digits else "efficientnet_lite0", references, settings
-
-
-def _references(name: str) -> list[str]:
-    if name == "mnist":
-        return _digits()
-    if name == "bundled":
-        return [f"bundled:{photograph}" for photograph in samples.BUNDLED]
-    found = [str(path) for path in images.list_images(name)]
-    check_distinct(found)
-    return found
-
-
-def _digits() -> list[str]:
-    """The first ten test digits of each class, as references, in the order of the classes."""
-    _, labels = mnist.digits()
-    _, test = mnist.split()
-    chosen = [
-        index for digit in range(10) for index in test[labels[test] == digit][:DIGITS_A_CLASS]
-    ]
-    return [f"mnist:{index}" for index in chosen]
-
-
-def _settings(names: Sequence[str], criteria: tuple[str, ...], digits: bool) -> dict[str, Setting]:
-    """Folder -> setting, the cheap methods first. Raises InputError on what cannot be run."""
-    if unknown := [name for name in names if name not in METHODS]:
-        raise InputError(f"unknown method {unknown[0]!r}; there are: {', '.join(METHODS)}")
-    if "rex" in names and importlib.util.find_spec("rex_xai") is None:
-        raise InputError("rex: the package rex-xai is missing; get it with: pip install rex-xai")
-    base = preset("digits" if digits else "default")
-    settings: dict[str, Setting] = {}
-    for name in METHODS:
-        if name in names and name not in OURS:
-            settings[name] = criteria
-        elif name in names:
-            quiet = {} if name == "ours" else {"noise_draws": 0, "robustness": 0.0}
-            for criterion in criteria:
-                folder = name if criterion == "confidence" else f"{name}_{criterion}"
-                settings[folder] = configure(base, {"criterion": criterion, **quiet})
-    return settings
-
-
-def truth(reference: str) -> int | None:
-    """The true class of a suite's image where it is known: digits and manifested samples."""
-    kind, _, name = reference.partition(":")
-    if kind == "mnist":
-        return int(mnist.digits()[1][int(name)])
-    if kind == "bundled":
-        return None
-    return _manifested(os.environ.get("MINEXP_IMAGES")).get(str(Path(reference).resolve()))
-
-
-@cache
-def _manifested(_folder: str | None) -> dict[str, int]:
-    """Path -> class, read once for every value of MINEXP_IMAGES, not once a row."""
-    entries = samples.sample_images().values()
-    return {str(entry["path"].resolve()): entry["index"] for entry in entries}
 
 
 def run(

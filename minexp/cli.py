@@ -76,8 +76,8 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--methods",
         help="comma-separated: ours, ours_no_noise, random, centre, gradcam, "
-        "integrated_gradients, occlusion, rise, extremal, rex; default: the suite's, without "
-        "the last two",
+        "integrated_gradients, occlusion, rise, extremal, rex, or ours with settings changed, "
+        "ours+tv=20+steps=300; default: the suite's, without extremal and rex",
     )
     p.add_argument("--criterion", help="label or confidence; default: both, digits: confidence")
     p.add_argument("--limit", type=int, help="the first so many images only")
@@ -130,23 +130,11 @@ def _explain(options: argparse.Namespace) -> int:
 
 
 def _config(options: argparse.Namespace):
-    from minexp.config import configure, preset
+    from minexp.config import configure, parse_settings, preset
 
-    changes = {}
-    for setting in options.set:
-        name, separator, value = setting.partition("=")
-        if not separator:
-            raise InputError(f"--set {setting}: expected NAME=VALUE")
-        changes[name] = _value(value)
+    changes = parse_settings(options.set)
     changes |= {k: v for k in ("steps", "seed") if (v := getattr(options, k)) is not None}
     return configure(preset(options.preset), changes)
-
-
-def _value(text: str) -> object:
-    try:
-        return json.loads(text)
-    except ValueError:
-        return text
 
 
 def _references(given: list[str]) -> list[str]:
@@ -250,10 +238,10 @@ def _train(options: argparse.Namespace) -> int:
 def _bench(options: argparse.Namespace) -> int:
     from tqdm import tqdm
 
-    from minexp import bench, jobs, summary
+    from minexp import bench, jobs, suites, summary
 
     jobs.check(options.jobs)
-    model, references, methods = bench.suite(
+    model, references, methods = suites.suite(
         options.suite, options.criterion, options.limit,
         methods=options.methods.split(",") if options.methods else None,
         every=_every(options.every),

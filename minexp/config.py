@@ -1,7 +1,8 @@
 """Every number that steers an explanation, in two frozen dataclasses; presets cite the paper."""
 
+import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from types import MappingProxyType
 
@@ -70,14 +71,14 @@ class ExplainConfig:
     """
 
     weights: LossWeights = field(default_factory=LossWeights)
-    steps: int = 150
+    steps: int = 100
     learning_rate: float = 2e-3
     grid: int | None = None
     adapt: bool = True
     criterion: str = "confidence"
     confidence_slack: float = 0.0
-    noise_draws: int = 64
-    noise_lead: float = 0.3
+    noise_draws: int = 32
+    noise_lead: float = 1.0
     minimal: bool = True
     cell: int | None = None
     seed: int = 0
@@ -137,6 +138,24 @@ def configure(config: ExplainConfig, changes: Mapping[str, object]) -> ExplainCo
     weights = {name: value for name, value in changes.items() if name in weight_names}
     own = {name: value for name, value in changes.items() if name in own_names}
     return replace(config, weights=replace(config.weights, **weights), **own)
+
+
+def parse_settings(given: Sequence[str]) -> dict[str, object]:
+    """Changes for :func:`configure` from texts ``NAME=VALUE``, the value as JSON, or as it is.
+
+    Raises:
+        InputError: a text without an equals sign.
+    """
+    changes: dict[str, object] = {}
+    for setting in given:
+        name, separator, value = setting.partition("=")
+        if not separator:
+            raise InputError(f"setting {setting}: expected NAME=VALUE")
+        try:
+            changes[name] = json.loads(value)
+        except ValueError:
+            changes[name] = value
+    return changes
 
 
 def _paper(act, ce, kl, area, binarization, tv, rob) -> ExplainConfig:

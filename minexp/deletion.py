@@ -11,7 +11,7 @@ from torch import Tensor
 from minexp.minimality import CHUNK, active_cells, cell_side, without_cells
 from minexp.sufficiency import Judge
 
-TRIAL_DRAWS = 8  # of the hardest backgrounds, which a trial meets; doubled when they misled
+TRIAL_DRAWS = 8  # of the hardest backgrounds, which a trial meets; four times more when they misled
 LEAD, SHARE = 1.0, 0.6  # kept on the hardest while much can go: logits, at most a share of now's
 PATIENCE = 12  # refusals in a row that end a round which removed something
 CHECK = 0.15  # of the area gone: all backgrounds are asked, before more is built on it
@@ -26,17 +26,19 @@ def minimal_mask(judge: Judge, mask: Tensor, cell: int | None = None) -> Tensor:
     go. The last cell stays, needed or not.
     """
     cell, draws = cell_side(judge.model, cell), TRIAL_DRAWS
-    for side in (4 * cell, 2 * cell, cell):
+    for side in (4 * cell, 2 * cell):
         mask, _, draws = _without(judge, mask, _components(mask), draws, spare=True)
         parts = _by_need(judge, mask, _cells(mask, side))
         mask, _, draws = _without(judge, mask, parts, draws, spare=True)
     while True:
         mask, fewer, draws = _without(judge, mask, _components(mask), draws)
-        mask, smaller, draws = _without(
-            judge, mask, _by_need(judge, mask, _cells(mask, cell)), draws
-        )
+        parts = _by_need(judge, mask, _cells(mask, cell))
+        mask, smaller, draws = _without(judge, mask, parts, draws)
         if not fewer and not smaller:
             return mask
+        while smaller:  # what was needed rarely becomes free: the others are asked again above
+            parts = _by_need(judge, mask, [part for part in parts if (mask * part).any()])
+            mask, smaller, draws = _without(judge, mask, parts, draws)
 
 
 def _without(
@@ -82,8 +84,10 @@ def _holds(judge: Judge, trial: Tensor, draws: int, lead: float) -> bool:
 
 def _settled(judge: Judge, trail: list[Tensor], draws: int) -> tuple[list[Tensor], int]:
     """The trail's last mask that all backgrounds let pass, as a new trail, and the draws."""
+    if draws >= judge.config.noise_draws:  # every trial met them all
+        return trail[-1:], draws
     last = _last_feasible(judge, trail)
-    return [last], draws if last is trail[-1] else 2 * draws
+    return [last], draws if last is trail[-1] else 4 * draws
 
 
 def _last_feasible(judge: Judge, trail: list[Tensor]) -> Tensor:
@@ -108,7 +112,6 @@ def _by_need(judge: Judge, mask: Tensor, parts: list[Tensor]) -> list[Tensor]:
     """
     if len(parts) < 2:  # the last part stays: an empty mask explains nothing
         return []
-    judge.on_noise(mask)  # the hardest backgrounds of this very mask come first now
     spare = float(judge.on_fill(mask)[1]) - judge.lowest + 1e-6
     room = float(judge.hardest(mask))
     candidates = []

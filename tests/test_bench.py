@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from minexp import bench, metrics, mnist, peers, references, summary, verification
+from minexp import bench, metrics, mnist, peers, references, suites, summary, verification
 from minexp.cli import main
 from minexp.config import configure
 from minexp.errors import InputError
@@ -32,7 +32,7 @@ def _one_thread():
 @pytest.fixture(scope="module")
 def tiny():
     """The mnist suite's first two digits, both its methods with few steps, and a peer."""
-    model, references, methods = bench.suite("mnist", "confidence", 2)
+    model, references, methods = suites.suite("mnist", "confidence", 2)
     few = {name: replace(config, steps=25) for name, config in methods.items()}
     few["ours"] = configure(few["ours"], {"noise_draws": 4})
     return model, references, {**few, "centre": ("label", "confidence")}
@@ -56,7 +56,7 @@ def stamps(out) -> dict:
 
 
 def test_suite_of_digits():
-    model, references, methods = bench.suite("mnist", "label", None)
+    model, references, methods = suites.suite("mnist", "label", None)
     assert model == "mnist_cnn" and len(references) == len(set(references)) == 100
     _, labels = mnist.digits()
     chosen = [int(reference.removeprefix("mnist:")) for reference in references]
@@ -66,11 +66,11 @@ def test_suite_of_digits():
     assert all(config.criterion == "label" for config in methods.values())
     quiet, digits = methods.values()
     assert quiet.noise_draws == quiet.weights.robustness == 0 < digits.noise_draws
-    assert list(bench.suite("mnist", None, 1)[2]) == ["ours_no_noise", "ours"]
+    assert list(suites.suite("mnist", None, 1)[2]) == ["ours_no_noise", "ours"]
 
 
 def test_suite_of_photographs_and_of_a_folder(tmp_path, coffee_path):
-    model, references, methods = bench.suite("bundled", None, 3)
+    model, references, methods = suites.suite("bundled", None, 3)
     assert model == "efficientnet_lite0"
     cheap = ["centre", "random", "gradcam", "integrated_gradients", "occlusion", "rise"]
     assert list(methods) == [*cheap, "ours_label", "ours"]
@@ -79,7 +79,7 @@ def test_suite_of_photographs_and_of_a_folder(tmp_path, coffee_path):
     assert references == ["bundled:chelsea", "bundled:coffee", "bundled:rocket"]
     for name in ("b.png", "a.png"):
         (tmp_path / name).write_bytes(coffee_path.read_bytes())
-    assert bench.suite(str(tmp_path), "confidence", None)[1] == [
+    assert suites.suite(str(tmp_path), "confidence", None)[1] == [
         str(tmp_path / "a.png"), str(tmp_path / "b.png"),
     ]  # fmt: skip
 
@@ -88,28 +88,53 @@ def test_pictures_that_would_share_their_files_are_refused(tmp_path, coffee_path
     for name in ("a.png", "a.jpg"):
         (tmp_path / name).write_bytes(coffee_path.read_bytes())
     with pytest.raises(InputError, match="same files"):
-        bench.suite(str(tmp_path), "confidence", None)
+        suites.suite(str(tmp_path), "confidence", None)
 
 
 @pytest.mark.parametrize("limit", [0, -1])
 def test_no_images_are_refused(limit):
     with pytest.raises(InputError, match=f"limit={limit}"):
-        bench.suite("mnist", "confidence", limit)
+        suites.suite("mnist", "confidence", limit)
 
 
 def test_methods_by_name_are_run_cheap_ones_first():
     names = ["extremal", "ours", "rise", "random"]
-    _, _, methods = bench.suite("mnist", "label", 1, methods=names)
+    _, _, methods = suites.suite("mnist", "label", 1, methods=names)
     assert list(methods) == ["random", "rise", "ours_label", "extremal"]
     assert methods["rise"] == methods["extremal"] == ("label",)
 
 
+def test_ours_with_settings_changed_is_a_method_of_its_own():
+    names = ["ours+tv=20+minimal=false", "ours", "ours+steps=7"]
+    _, _, methods = suites.suite("bundled", None, 1, methods=names)
+    assert set(methods) == {f"{name}{end}" for name in names for end in ("", "_label")}
+    changed = methods["ours+tv=20+minimal=false_label"]
+    assert (changed.weights.total_variation, changed.minimal) == (20, False)
+    assert changed.criterion == "label" and changed.steps == methods["ours"].steps
+    assert methods["ours+steps=7"] == replace(methods["ours"], steps=7)
+
+
+@pytest.mark.parametrize(
+    ("name", "complaint"),
+    [
+        ("mine", "unknown method 'mine'"),
+        ("rise+steps=3", r"ours\+NAME=VALUE"),
+        ("ours+steps", "NAME=VALUE"),
+        ("ours+nope=1", "unknown setting 'nope'"),
+        ("ours+steps=0", "steps=0"),
+    ],
+)
+def test_a_method_that_is_none_is_refused(name, complaint):
+    with pytest.raises(InputError, match=complaint):
+        suites.suite("bundled", None, 1, methods=[name])
+
+
 def test_rex_needs_its_package(monkeypatch):
-    monkeypatch.setattr(bench.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(suites.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(InputError, match="pip install rex-xai"):
-        bench.suite("mnist", None, 1, methods=["rex"])
-    monkeypatch.setattr(bench.importlib.util, "find_spec", lambda name: name)
-    assert list(bench.suite("mnist", None, 1, methods=["rex"])[2]) == ["rex"]
+        suites.suite("mnist", None, 1, methods=["rex"])
+    monkeypatch.setattr(suites.importlib.util, "find_spec", lambda name: name)
+    assert list(suites.suite("mnist", None, 1, methods=["rex"])[2]) == ["rex"]
 
 
 @pytest.mark.parametrize(
@@ -122,21 +147,21 @@ def test_rex_needs_its_package(monkeypatch):
     ],
 )
 def test_every_nth_image(every, limit, expected):
-    everything = bench.suite("bundled", None, None)[1]
-    chosen = bench.suite("bundled", None, limit, every=every)[1]
+    everything = suites.suite("bundled", None, None)[1]
+    chosen = suites.suite("bundled", None, limit, every=every)[1]
     assert chosen == [everything[k] for k in expected]
 
 
 def test_an_image_is_left(tmp_path, coffee_path):
     (tmp_path / "a.png").write_bytes(coffee_path.read_bytes())
     with pytest.raises(InputError, match="no image"):
-        bench.suite(str(tmp_path), None, None, every=(2, 1))
+        suites.suite(str(tmp_path), None, None, every=(2, 1))
 
 
 def test_truth():
     _, labels = mnist.digits()
-    assert bench.truth("mnist:17") == labels[17]
-    assert bench.truth("bundled:coffee") is None and bench.truth("cat.jpg") is None
+    assert suites.truth("mnist:17") == labels[17]
+    assert suites.truth("bundled:coffee") is None and suites.truth("cat.jpg") is None
 
 
 def test_columns_and_the_order_of_rows(tiny, table):
@@ -286,7 +311,7 @@ def test_the_command_writes_one_table(tmp_path, capsys):
     assert main(command) == 0
     out, err = capsys.readouterr()
     rows = read(tmp_path)
-    everything = bench.suite("mnist", None, None)[1]
+    everything = suites.suite("mnist", None, None)[1]
     assert [(row["image"], row["method"]) for row in rows] == [
         (everything[k], method) for method in ("centre", "random", "gradcam") for k in (1, 51)
     ]
@@ -300,7 +325,7 @@ def test_a_photograph(tmp_path, monkeypatch):
     monkeypatch.setattr(metrics, "AREAS", (0.05, 0.5, 1.0))
     monkeypatch.setattr(metrics, "STEPS", 4)
     monkeypatch.setattr(peers, "CELLS", 4)
-    model, references, methods = bench.suite("bundled", None, 1, methods=["centre"])
+    model, references, methods = suites.suite("bundled", None, 1, methods=["centre"])
     bench.run(model, references, methods, tmp_path)
     rows = read(tmp_path)
     assert [row["criterion"] for row in rows] == ["label", "confidence"]
@@ -336,7 +361,7 @@ def test_two_jobs_give_the_same_table(tiny, table, tmp_path):
     ],
 )
 def test_bad_options_exit_2_in_one_line(tmp_path, capsys, monkeypatch, options, word):
-    monkeypatch.setattr(bench.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(suites.importlib.util, "find_spec", lambda name: None)
     assert main(["bench", *options, "--out", str(tmp_path / "out")]) == 2
     out, err = capsys.readouterr()
     assert out == "" and word in err and not (tmp_path / "out").exists()

@@ -25,7 +25,7 @@ ORDER = [
     "training", "taps", "masking", "masknet", "losses", "sufficiency", "minimality",
     "deletion", "baselines",
     "search", "explain", "alternatives", "abductive", "metrics", "robustness", "circuit", "peers",
-    "results", "verification", "jobs", "summary", "bench", "style", "plots", "figures",
+    "results", "verification", "jobs", "summary", "suites", "bench", "style", "plots", "figures",
     "parameters", "paper", "readme", "cli",
 ]  # fmt: skip
 FREE = {"__init__", "__main__"}
