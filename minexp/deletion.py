@@ -11,34 +11,38 @@ from torch import Tensor
 from minexp.minimality import CHUNK, active_cells, cell_side, without_cells
 from minexp.sufficiency import Judge
 
-TRIAL_DRAWS = 8  # of the hardest backgrounds, which a trial meets; four times more when they misled
-LEAD, SHARE = 1.0, 0.6  # kept on the hardest while much can go: logits, at most a share of now's
-PATIENCE = 12  # refusals in a row that end a round which removed something
+TRIAL_DRAWS, MORE = 8, 2  # of the hardest backgrounds, which a trial meets; more once they misled
+LEAD, SHARE = 1.0, 0.6  # kept on them while much can go: logits, at most a share of now's
+PATIENCE = 4  # refusals, one part at a time, that end a round while much can go
 CHECK = 0.15  # of the area gone: all backgrounds are asked, before more is built on it
 
 
 def minimal_mask(judge: Judge, mask: Tensor, cell: int | None = None) -> Tensor:
     """Delete from a feasible mask (1, 1, H, W) whatever can go, until nothing can.
 
-    In turn whole components, the smallest first, so that what remains is few pieces, and ever
-    smaller blocks of cells, the least needed first; then components and single cells until none
-    can go. The result is feasible and 1-minimal: in a last round no component and no cell could
-    go. The last cell stays, needed or not.
+    Whole components, the smallest first, so that what remains is few pieces, and blocks of cells
+    and cells, the least needed first; then components and single cells until none can go. The
+    result is feasible and 1-minimal: in a last round no component and no cell could go. The last
+    cell stays, needed or not.
     """
     cell, draws = cell_side(judge.model, cell), TRIAL_DRAWS
-    for side in (4 * cell, 2 * cell):
+    for side in (2 * cell, cell):
         mask, _, draws = _without(judge, mask, _components(mask), draws, spare=True)
         parts = _by_need(judge, mask, _cells(mask, side))
         mask, _, draws = _without(judge, mask, parts, draws, spare=True)
+    # what was needed rarely becomes free: cells that some background refused are asked last
+    mask, draws = _exhausted(judge, mask, parts, draws)
+    return _exhausted(judge, mask, _cells(mask, cell), draws)[0]
+
+
+def _exhausted(judge: Judge, mask: Tensor, parts: list[Tensor], draws: int) -> tuple[Tensor, int]:
+    """A feasible mask less components and parts until none of either can go; the draws."""
     while True:
+        parts = [part for part in parts if (mask * part).any()]
         mask, fewer, draws = _without(judge, mask, _components(mask), draws)
-        parts = _by_need(judge, mask, _cells(mask, cell))
         mask, smaller, draws = _without(judge, mask, parts, draws)
         if not fewer and not smaller:
-            return mask
-        while smaller:  # what was needed rarely becomes free: the others are asked again above
-            parts = _by_need(judge, mask, [part for part in parts if (mask * part).any()])
-            mask, smaller, draws = _without(judge, mask, parts, draws)
+            return mask, draws
 
 
 def _without(
@@ -48,13 +52,12 @@ def _without(
 
     Trials meet the hardest ``draws`` backgrounds and, with ``spare``, keep some of their lead on
     them, for the rounds to come: a mask that is cut to the quick on a few backgrounds early fails
-    on others and cannot be cut where it would cost less. Where no trial lets anything go, every
-    part was tried.
+    on others and cannot be cut where it would cost less. Without ``spare`` every part is tried.
     """
     lead = min(LEAD, SHARE * float(judge.hardest(mask))) if spare else 0.0
     trail, removed, refusals, size = [mask], False, 0, len(parts)
     # ever smaller groups of the first parts, then one after the other
-    while parts and not (removed and refusals >= PATIENCE):
+    while parts and not (spare and refusals >= PATIENCE):
         trial = trail[-1] * ~torch.stack(parts[:size]).any(0)
         if _holds(judge, trial, draws, lead):
             trail.append(trial)
@@ -71,15 +74,15 @@ def _without(
 
 
 def _holds(judge: Judge, trial: Tensor, draws: int, lead: float) -> bool:
-    """Whether a trial keeps something, and the criterion on the draws, and a lead on two of them.
+    """Whether a trial keeps something, and the criterion on the draws with a lead beyond its own.
 
     One background first: most refusals are its.
     """
-    if not (trial.any() and judge.feasible(trial, 1)):
-        return False
-    if lead and judge.hardest(trial) <= lead:
-        return False
-    return judge.on_noise(trial, draws) and (not lead or bool(judge.hardest(trial) > lead))
+    asked, judge.room = judge.room, judge.room + lead
+    try:
+        return bool(trial.any()) and judge.feasible(trial, 1) and judge.on_noise(trial, draws)
+    finally:
+        judge.room = asked
 
 
 def _settled(judge: Judge, trail: list[Tensor], draws: int) -> tuple[list[Tensor], int]:
@@ -87,7 +90,7 @@ def _settled(judge: Judge, trail: list[Tensor], draws: int) -> tuple[list[Tensor
     if draws >= judge.config.noise_draws:  # every trial met them all
         return trail[-1:], draws
     last = _last_feasible(judge, trail)
-    return [last], draws if last is trail[-1] else 4 * draws
+    return [last], draws if last is trail[-1] else draws + MORE
 
 
 def _last_feasible(judge: Judge, trail: list[Tensor]) -> Tensor:

@@ -1,4 +1,4 @@
-"""One explanation on disk: ``<stem>.json``, ``<stem>.mask.png``, ``<stem>.explanation.png``.
+"""One explanation on disk: ``<stem>.json``, ``.mask.png``, ``.explanation.png``, ``.history.json``.
 
 The JSON is written last and every file only under its final name once complete, so a result
 whose JSON exists is whole. An image is named by a reference: a path, ``bundled:coffee`` or
@@ -195,6 +195,7 @@ def _write(path: Path, result: dict, explanation: Explanation, model: Classifier
     picture = np.round(pixels * 255).astype(np.uint8)
     with replacing(path.with_name(f"{path.stem}.explanation.png")) as partial:
         Image.fromarray(picture.squeeze()).save(partial, format="PNG")
+    write_text(_history(path), json.dumps(explanation.history) + "\n")
     write_text(path, json.dumps(result, indent=2) + "\n")
 
 
@@ -226,6 +227,18 @@ def read_mask(path: Path) -> Tensor:
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise InputError(f"{path}: no readable mask ({error}); explain the image again") from error
     return torch.from_numpy(mask)[None, None]
+
+
+def read_history(path: Path) -> list[dict[str, float]]:
+    """The search beside a result's JSON, a dict a step. Raises InputError if it cannot be read."""
+    try:
+        return json.loads(_history(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: no readable history ({error}); explain it again") from error
+
+
+def _history(path: Path) -> Path:
+    return path.with_name(f"{path.stem}.history.json")
 
 
 def read_row(path: Path, model: Classifier) -> dict:

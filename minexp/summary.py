@@ -1,13 +1,15 @@
 """From a table's rows to what it says: medians, bootstrap intervals, paired differences, failures.
 
-Pure functions of rows, dicts by the columns of :mod:`minexp.bench`; a cell that is "", None or
+Functions of rows, dicts by the columns of :mod:`minexp.bench`; a cell that is "", None or
 missing is unknown and leaves its row out of that column's numbers only.
 """
 
 import csv
 import io
+import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 
@@ -186,3 +188,81 @@ def _shown(estimate: Mapping | None, form: str) -> str:
         return "–"
     value, low, high = (format(estimate[name], form) for name in ("value", "low", "high"))
     return f"{value} [{low}, {high}]"
+
+
+def read(folder: Path) -> tuple[list[dict], dict]:
+    """A finished benchmark's rows, their cells as numbers, booleans or text, and its summary."""
+    with (folder / "results.csv").open(encoding="utf-8", newline="") as file:
+        rows = [{name: _typed(cell) for name, cell in row.items()} for row in csv.DictReader(file)]
+    return rows, json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+
+
+def _typed(cell: str) -> bool | float | str:
+    if cell in ("True", "False"):
+        return cell == "True"
+    try:
+        return float(cell)
+    except ValueError:
+        return cell
+
+
+def goals(rows: Sequence[Mapping], numbers: Mapping) -> list[dict]:
+    """What the project set out to reach on photographs, and what a benchmark of them measured.
+
+    A dict each: ``measure``, ``sign`` and ``goal``, ``value`` (None where the benchmark lacks what
+    it takes), ``met``. An area's ratio is that of the medians, ours over the best other method's.
+    """
+    methods, ours = numbers["methods"], numbers["methods"]["ours"]
+    by_label = methods["ours@label"]
+    mine = [row for row in rows if row["method"] == REFERENCE]
+    slower = numbers["paired"].get("extremal", {}).get("seconds", {}).get("ratio_median")
+    peak = max(values(mine, "peak_rss_mib"), default=None)
+    measured = (
+        ("feasible, criterion confidence", ">=", 0.97, ours["feasible"] / max(1, ours["images"])),
+        ("median area, confidence", "<=", 0.08, _median(ours, "area")),
+        ("its ratio to the best other's", "<=", 0.15, _ratio(methods, "confidence")),
+        ("median area, label", "<=", 0.03, _median(by_label, "area")),
+        ("its ratio to the best other's", "<=", 0.33, _ratio(methods, "label")),
+        ("label kept on fresh noise, mean, confidence", ">=", 0.97, _mean(ours, "noise_kept")),
+        ("label kept on fresh noise, mean, label", ">=", 0.97, _mean(by_label, "noise_kept")),
+        ("cells removable, the most", "<=", 0, max(values(mine, "removable"), default=None)),
+        ("seconds an image, median, confidence", "<=", 15, _median(ours, "seconds")),
+        ("its ratio to extremal perturbation's", "<=", 0.2, slower and 1 / slower["value"]),
+        ("peak memory, GiB", "<=", 1.5, peak and peak / 1024),
+        ("median pieces, confidence", "<=", 6, _median(ours, "components")),
+        ("median pieces, label", "<=", 6, _median(by_label, "components")),
+    )
+    return [
+        {
+            **{"measure": measure, "sign": sign, "goal": goal, "value": value},
+            "met": value is not None and (value <= goal if sign == "<=" else value >= goal),
+        }
+        for measure, sign, goal, value in measured
+    ]
+
+
+def _median(numbers: Mapping, name: str) -> float | None:
+    return numbers[f"{name}_median"] and numbers[f"{name}_median"]["value"]
+
+
+def _mean(numbers: Mapping, name: str) -> float | None:
+    return numbers[f"{name}_mean"] and numbers[f"{name}_mean"]["value"]
+
+
+def _ratio(methods: Mapping, criterion: str) -> float | None:
+    """Our median area over the smallest of the other methods', by one criterion."""
+    chosen = {name: m for name, m in methods.items() if ("@" in name) == (criterion == "label")}
+    ours = {name for name in chosen if name.startswith(REFERENCE)}
+    best = min((_median(m, "area") for name, m in chosen.items() if name not in ours), default=None)
+    mine = _median(chosen["ours" if criterion == "confidence" else "ours@label"], "area")
+    return mine / best if mine is not None and best else None
+
+
+def goals_table(goals: Sequence[Mapping]) -> str:
+    """A Markdown table of :func:`goals`."""
+    lines = ["| measure | goal | measured | met |", "|---|---|---|---|"]
+    for goal in goals:
+        value = "not measured" if goal["value"] is None else f"{goal['value']:.3g}"
+        met = "yes" if goal["met"] else "no"
+        lines.append(f"| {goal['measure']} | {goal['sign']} {goal['goal']:g} | {value} | {met} |")
+    return "\n".join(lines)
