@@ -1,10 +1,10 @@
 """The paper as a graph: each numbered notebook is a task, run again only when an input changed.
 
 An input is the notebook's source, each of its resolved parameters, any file of ``minexp/`` and
-``data/``, ``requirements.lock``, the installed versions, and the manifest of ``MINEXP_IMAGES``; a
-figure that is gone makes its notebook stale too. All are digested when the run is planned, not
-(as doit's ``file_dep`` would) once a notebook has finished: a file edited while notebooks run must
-make them stale, not pass for what they ran with.
+``data/``, the benchmarks' tables, ``requirements.lock``, the installed versions, and the manifest
+of ``MINEXP_IMAGES``; a figure that is gone makes its notebook stale too. All are digested when the
+run is planned, not (as doit's ``file_dep`` would) once a notebook has finished: a file edited while
+notebooks run must make them stale, not pass for what they ran with.
 """
 
 import hashlib
@@ -107,7 +107,8 @@ def _versions() -> dict[str, str]:
 def _shared_files() -> list[Path]:
     code = (paths.ROOT / "minexp").rglob("*.py")
     lock = paths.ROOT.glob("requirements.lock")
-    found = [*code, *lock, *paths.DATA.rglob("*"), *_pictures()]
+    tables = (paths.FIGURES / "bench").glob("*/*.*")  # not the single results in their folders
+    found = [*code, *lock, *paths.DATA.rglob("*"), *tables, *_pictures()]
     return [path for path in found if path.is_file() and not path.name.startswith(".")]
 
 

@@ -24,7 +24,7 @@ _RC = {
     "font.size": 8,
     "axes.titlesize": 8,
     "axes.labelsize": 8,
-    "xtick.labelsize": 7,
+    "xtick.labelsize": 6.5,
     "ytick.labelsize": 7,
     "legend.fontsize": 7,
     "legend.frameon": False,

@@ -6,13 +6,16 @@ from importlib.metadata import version
 from pathlib import Path
 
 import matplotlib
+import numpy as np
 import pytest
 import torch
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from PIL import Image
 
 from minexp import figures, plots
 from minexp.paths import ROOT
+from minexp.style import PALETTE
 
 matplotlib.use("agg")
 
@@ -52,10 +55,43 @@ def steps(count: int) -> list[dict]:
     ]
 
 
+# (method, criterion) -> areas; by its mean, ours would come last
+AREAS = {
+    ("rise", "confidence"): (0.1, 0.2, 0.3),
+    ("integrated_gradients", "confidence"): (0.4, 0.5, 0.7, 0.8),
+    ("ours", "confidence"): (0.01, 0.02, 0.99),
+    ("ours", "label"): (0.02, 0.04),
+    ("rise", "label"): (0.01, 0.03),
+}
+
+
+def benchmark(*criteria: str) -> list[dict]:
+    return [
+        {"method": method, "criterion": criterion, "area": area, "components": 1 + 100 * area}
+        for (method, criterion), areas in AREAS.items()
+        if criterion in criteria
+        for area in areas
+    ]
+
+
+SURVIVAL = {
+    "first": {
+        "zero": {"kept": 1.0, "low": 0.2, "high": 1.0},
+        "gaussian": {"kept": 0.75, "low": 0.6, "high": 0.875},
+    },
+    "second": {
+        "zero": {"kept": 0.0, "low": 0.0, "high": 0.8},
+        "gaussian": {"kept": 0.5, "low": 0.25, "high": 0.75},
+    },
+}
+CURVE = (np.array([0.01, 0.1, 0.4]), np.array([0.25, 0.5, 0.75]), 0.7, 0.6225)
 FIGURES = {
     "panel": lambda: plots.panel(rows(2)),
     "digits": lambda: plots.digits(rows(3, channels=1)),
     "history": lambda: plots.history(steps(20), 0.8),
+    "boxes": lambda: plots.boxes(benchmark("confidence", "label")),
+    "survival": lambda: plots.survival(SURVIVAL),
+    "curve": lambda: plots.curve(*CURVE),
 }
 
 
@@ -191,3 +227,83 @@ def test_history_draws_four_lines():
 def test_history_of_a_single_step():
     (ax,) = plots.history(steps(1), 0.8).axes
     assert len(ax.lines) == 4
+
+
+def methods(ax) -> list[str]:
+    return [tick.get_text() for tick in ax.get_xticklabels()]
+
+
+@pytest.mark.parametrize("criteria", [("confidence", "label"), ("confidence",), ("label",)])
+def test_boxes_have_a_column_a_criterion(criteria):
+    figure = plots.boxes(benchmark(*reversed(criteria)))
+    assert figure.axes[0].get_gridspec().get_geometry() == (2, len(criteria))
+    upper, lower = figure.axes[: len(criteria)], figure.axes[len(criteria) :]
+    assert [ax.get_title() for ax in upper] == [f"criterion: {name}" for name in criteria]
+    for ax, criterion in zip((*upper, *lower), 2 * criteria, strict=True):
+        assert len(ax.patches) == sum(pair[1] == criterion for pair in AREAS)
+        assert ax.get_yscale() == "log"
+    assert upper[0].get_ylabel() == "area, fraction of pixels" and lower[0].get_ylabel() == "pieces"
+
+
+def test_boxes_are_sorted_by_the_median_area():
+    """Of each criterion by itself; the pieces beneath keep the order of the areas."""
+    rows = benchmark("confidence", "label")
+    rows = [row | {"components": 1 / row["area"]} for row in rows]
+    for ax in plots.boxes(rows).axes[::2]:
+        assert methods(ax) == ["ours", "rise", "integrated\ngradients"]
+    for ax in plots.boxes(rows[::-1]).axes[1::2]:
+        assert methods(ax) == ["rise", "ours"]
+
+
+def test_boxes_hold_the_middle_half():
+    area, pieces = plots.boxes(benchmark("confidence")).axes
+    quartiles = np.array([(0.015, 0.505), (0.15, 0.25), (0.475, 0.725)])
+    for ax, expected in ((area, quartiles), (pieces, 1 + 100 * quartiles)):
+        heights = [patch.get_path().vertices[:, 1] for patch in ax.patches]
+        assert [(min(h), max(h)) for h in heights] == pytest.approx(expected)
+
+
+def test_only_ours_is_in_its_colour():
+    rows = benchmark("confidence", "label")
+    rows += [row | {"method": "ours_no_noise"} for row in rows if row["method"] == "ours"]
+    for ax in plots.boxes(rows).axes:
+        for name, patch in zip(methods(ax), ax.patches, strict=True):
+            colour = PALETTE["ours" if name == "ours" else "baseline"]
+            assert to_hex(patch.get_facecolor()) == colour.lower()
+
+
+def test_survival_draws_every_share_and_its_interval():
+    (ax,) = plots.survival(SURVIVAL).axes
+    assert methods(ax) == ["zero", "gaussian"] and ax.get_ylabel() == "label kept"
+    for drawn, panel in zip(ax.containers, SURVIVAL.values(), strict=True):
+        points, _, (whiskers,) = drawn.lines
+        x, kept = points.get_data()
+        assert list(kept) == [fill["kept"] for fill in panel.values()]
+        assert np.round(x).tolist() == [0, 1]  # each beside its fill's tick
+        for at, fill, segment in zip(x, panel.values(), whiskers.get_segments(), strict=True):
+            assert segment == pytest.approx(np.array([(at, fill["low"]), (at, fill["high"])]))
+
+
+def test_survival_tells_the_masks_apart():
+    (ax,) = plots.survival(SURVIVAL).axes
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["first", "second"]
+    first, second = (drawn.lines[0] for drawn in ax.containers)
+    assert first.get_color() != second.get_color()
+    assert all(first.get_xdata() < second.get_xdata())
+
+
+def test_survival_of_a_single_mask():
+    (ax,) = plots.survival({"only": SURVIVAL["first"]}).axes
+    assert ax.containers[0].lines[0].get_xdata().tolist() == [0, 1]
+
+
+def test_curve_draws_steps_to_the_whole_image_and_its_own_confidence():
+    (ax,) = plots.curve(*CURVE).axes
+    line, own = ax.lines
+    assert line.get_xdata().tolist() == [0.01, 0.1, 0.4, 1.0]
+    assert line.get_ydata().tolist() == [0.25, 0.5, 0.75, 0.75]
+    assert line.get_drawstyle() == "steps-post" and ax.get_xscale() == "log"
+    assert set(own.get_ydata()) == {0.7} and own.get_linestyle() == "--"
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == [
+        "masks of one run, area under it 0.62", "image's own",
+    ]  # fmt: skip

@@ -17,6 +17,9 @@ def copy(tmp_path_factory):
     copy = tmp_path_factory.mktemp("copy")
     for folder in ("minexp", "notebooks", "data"):
         shutil.copytree(ROOT / folder, copy / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    for table in (ROOT / "figures" / "bench").glob("*/*.*"):
+        (copy / table.relative_to(ROOT)).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(table, copy / table.relative_to(ROOT))
     shutil.copy(ROOT / "requirements.lock", copy)
     return copy
 
@@ -63,3 +66,16 @@ def test_a_second_run_has_nothing_to_do(copy, done):
     again = run(copy, *SHORT)
     assert again.returncode == 0 and "up to date" in again.stderr
     assert (copy / "figures" / "01_digits.png").stat().st_mtime_ns == before
+
+
+def test_benchmark_draws_its_tables_and_looks_at_one_image(copy):
+    digit = ("-p", "model", "mnist_cnn", "-p", "image", "mnist:17", "-p", "preset", "digits")
+    done = run(copy, "--only", "08", *digit, "-p", "steps", "60", "-p", "seeds", "1", "-p", "variants", "[\"photographs\"]")
+    assert done.returncode == 0, done.stderr
+    for name in ("08_areas", "08_disjoint", "08_curve", "08_robustness"):
+        sidecar = json.loads((copy / "figures" / f"{name}.json").read_text())
+        assert sidecar["notebook"] == "08_benchmark" and sidecar["inputs"], name
+        assert (copy / "figures" / f"{name}.svg").stat().st_size > 1000
+    executed = json.loads((copy / "figures" / "executed" / "08_benchmark.ipynb").read_text())
+    answer = "".join(executed["cells"][-1]["outputs"][0]["data"]["text/markdown"])
+    assert "feasible, criterion confidence" in answer and "keep label and confidence" in answer

@@ -61,7 +61,7 @@ def short(folder: Path, mnist_cnn, config=SHORT, **options) -> tuple[dict, bool]
 
 def test_the_files_and_the_schema(made):
     assert {path.name for path in made.iterdir()} == {
-        "four.png", "four.json", "four.mask.png", "four.explanation.png",
+        "four.png", "four.json", "four.mask.png", "four.explanation.png", "four.history.json",
     }  # fmt: skip
     result = json.loads((made / "four.json").read_text())
     assert result["schema"] == "minexp/1" and result["model"] == "mnist_cnn"
@@ -288,6 +288,28 @@ def test_a_truncated_or_missing_picture_is_redone(tmp_path, mnist_cnn, name, lef
         (tmp_path / name).write_bytes(whole[:left])
     _, made = short(tmp_path, mnist_cnn)
     assert made and (tmp_path / name).read_bytes() == whole
+
+
+def test_the_history_is_that_of_the_search(tmp_path, mnist_cnn):
+    write_digit(tmp_path / "four.png", 4)
+    seen = []
+    result, _ = short(tmp_path, mnist_cnn, on_step=seen.append)
+    history = results.read_history(tmp_path / "four.json")
+    assert history == seen and [record["step"] for record in history] == [0, 1]
+    assert result["steps"] == SHORT.steps == 2
+
+
+@pytest.mark.parametrize("left", [0, 1, 50, -2, None])
+def test_a_truncated_or_missing_history_is_refused(folder, left):
+    path = folder / "four.history.json"
+    whole = path.read_bytes()
+    assert len(results.read_history(folder / "four.json")) == QUICK.steps
+    if left is None:
+        path.unlink()
+    else:
+        path.write_bytes(whole[:left])
+    with pytest.raises(InputError, match=r"four\..*no readable history"):
+        results.read_history(folder / "four.json")
 
 
 def test_no_partial_file_is_left(tmp_path, mnist_cnn):

@@ -2,6 +2,9 @@
 
 import csv
 import io
+import json
+from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -142,3 +145,135 @@ def test_csv_and_what_rows_agree_on():
     assert list(csv.DictReader(io.StringIO(text)))[1] == {"a": "1", "b": "0.1"}
     assert summary.agreed(rows, "a", 9) == 1 and summary.agreed(rows, "b", 9) == 9
     assert summary.agreed([], "a", 9) == 9 and summary.agreed([{"a": ""}], "a", 9) == 9
+
+
+def build(rows) -> dict:
+    return summary.build(rows, Counter((row["method"], row["criterion"]) for row in rows))
+
+
+def write(folder: Path, rows, numbers) -> Path:
+    (folder / "results.csv").write_text(summary.as_csv(rows, list(rows[0])), encoding="utf-8")
+    (folder / "summary.json").write_text(json.dumps(numbers), encoding="utf-8")
+    return folder
+
+
+def test_read_gives_back_what_was_written(tmp_path):
+    rows = [
+        row("mnist:3", correct=True, area=0.1 + 0.2, seconds=3),
+        row("é, «b».png", "rise", correct=False, feasible=False, area=1e-7, seconds=""),
+    ]
+    found, numbers = summary.read(write(tmp_path, rows, build(rows)))
+    assert found == rows and numbers == build(rows) == build(found)
+
+
+def test_read_tells_flags_numbers_and_text_apart(tmp_path):
+    cells = {"image": "4.png", "correct": "", "feasible": True, "area": 0.25, "label_index": 281}
+    ((found,), numbers) = summary.read(write(tmp_path, [cells], {"refused": []}))
+    assert found == cells and numbers == {"refused": []}
+    assert [type(cell) for cell in found.values()] == [str, str, bool, float, float]
+
+
+def photographs(method, criterion="confidence", **columns) -> list[dict]:
+    """A row for each of the columns' cells."""
+    cells = [dict(zip(columns, line, strict=True)) for line in zip(*columns.values(), strict=True)]
+    return [row(str(k), method, criterion, **line) for k, line in enumerate(cells)]
+
+
+MINE = [
+    *photographs(
+        "ours", area=(0.3, 0.05, 0.07), seconds=(10, 20, 12), components=(9, 5, 7),
+        noise_kept=(1, 1, 0.94), feasible=(True, False, True), removable=(0, 0, 0),
+        peak_rss_mib=(512, 1024, 768),
+    ),
+    *photographs(
+        "ours", "label", area=(0.06, 0.02, 0.01), seconds=(1, 1, 1), components=(6, 1, 2),
+        noise_kept=(1, 0.9, 0.95), removable=(0, 0.25, 0), peak_rss_mib=(2048, 1024, 512),
+    ),
+]  # fmt: skip
+VARIANTS = [
+    *photographs("ours_no_noise", area=(0.001,)),
+    *photographs("ours_no_noise", "label", area=(0.001,)),
+    *photographs("ours+tv=20", area=(0.002,)),
+    *photographs("ours+tv=20", "label", area=(0.002,)),
+]
+OTHERS = [
+    *photographs("rise", area=(0.2, 0.5, 0.6)),
+    *photographs("rise", "label", area=(0.2, 0.1, 0.05)),
+    *photographs("gradcam", area=(0.3, 0.4, 0.7)),
+    *photographs("gradcam", "label", area=(0.2, 0.2, 0.2)),
+]
+EXTREMAL = photographs("extremal", area=(0.9, 0.9, 0.9), seconds=(100, 50, 36))
+
+
+def test_goals_by_hand():
+    rows = [*MINE, *VARIANTS, *OTHERS, *EXTREMAL]
+    goals = summary.goals(rows, build(rows))
+    assert [(goal["value"], goal["met"]) for goal in goals] == [
+        (pytest.approx(2 / 3), False),  # feasible
+        (0.07, True),  # area, confidence
+        (pytest.approx(0.07 / 0.4), False),  # of gradcam, whose smallest is not the smallest
+        (0.02, True),  # area, label
+        (pytest.approx(0.02 / 0.1), True),  # of rise
+        (pytest.approx(0.98), True),  # on noise, confidence
+        (pytest.approx(0.95), False),  # on noise, label
+        (0.25, False),  # removable, by either criterion
+        (12, True),  # seconds
+        (pytest.approx(1 / 3), False),  # of extremal, 10, 2.5 and 3 times ours
+        (2.0, False),  # GiB, by either criterion
+        (7, False),  # pieces, confidence
+        (2, True),  # pieces, label
+    ]
+
+
+def test_what_was_not_measured_is_not_met():
+    rows = [*MINE, *VARIANTS]
+    unknown = [k for k, goal in enumerate(summary.goals(rows, build(rows))) if not_measured(goal)]
+    assert unknown == [2, 4, 9]  # no other method, no extremal
+    rows += OTHERS
+    unknown = [k for k, goal in enumerate(summary.goals(rows, build(rows))) if not_measured(goal)]
+    assert unknown == [9]
+    rows = [row("a"), row("a", criterion="label")]  # areas, feasible and seconds alone
+    known = [k for k, goal in enumerate(summary.goals(rows, build(rows))) if not not_measured(goal)]
+    assert known == [0, 1, 3, 8]
+
+
+def not_measured(goal) -> bool:
+    assert goal["value"] is not None or goal["met"] is False
+    return goal["value"] is None
+
+
+@pytest.mark.parametrize(("beyond", "met"), [(0, True), (1e-6, False)])
+def test_a_value_at_its_goal_meets_it(beyond, met):
+    """Each is at its goal, or beyond it by a millionth and one image that is not feasible."""
+    more, less = 1 + beyond, 1 - beyond
+    cells = {
+        "components": 6 * more, "noise_kept": "", "seconds": 15.0 * more,
+        "removable": beyond, "peak_rss_mib": 1536 * more,
+    }  # fmt: skip
+    rows = [
+        row(str(k), criterion=criterion, area=area * more, feasible=k >= (3 if met else 4), **cells)
+        for criterion, area in (("confidence", 0.08), ("label", 0.03))
+        for k in range(100)
+    ]
+    rows[0]["noise_kept"] = rows[100]["noise_kept"] = 0.97 * less
+    rows += [row("0", "rise", area=0.08 / 0.15), row("0", "rise", "label", area=0.03 / 0.33)]
+    rows += [row("0", "extremal", area=1.0, seconds=75.0)]
+    assert {goal["met"] for goal in summary.goals(rows, build(rows))} == {met}
+
+
+def test_the_goals_table_has_a_line_a_goal():
+    goals = [
+        {"measure": "median area", "sign": "<=", "goal": 0.08, "value": 0.0624999, "met": True},
+        {"measure": "feasible", "sign": ">=", "goal": 0.97, "value": 0.5, "met": False},
+        {"measure": "seconds", "sign": "<=", "goal": 15, "value": None, "met": False},
+    ]
+    assert summary.goals_table(goals).splitlines() == [
+        "| measure | goal | measured | met |",
+        "|---|---|---|---|",
+        "| median area | <= 0.08 | 0.0625 | yes |",
+        "| feasible | >= 0.97 | 0.5 | no |",
+        "| seconds | <= 15 | not measured | no |",
+    ]
+    measured = summary.goals(MINE, build(MINE))
+    lines = summary.goals_table(measured).splitlines()[2:]
+    assert [line.split(" | ")[0] for line in lines] == [f"| {g['measure']}" for g in measured]
