@@ -16,8 +16,8 @@ memory the process held up to the end of that image, never less than for the ima
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from functools import cache, partial
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -25,9 +25,8 @@ import torch
 from minexp import jobs, metrics, peers, results, summary
 from minexp.config import ExplainConfig
 from minexp.errors import InputError, RunError
-from minexp.models import load_model
 from minexp.paths import write_text
-from minexp.references import open_reference, stem
+from minexp.references import stem
 from minexp.suites import Setting, truth
 
 COLUMNS = (
@@ -57,7 +56,7 @@ def run(
     the folder and the rows of each image × method.
     """
     configs = [setting for setting in methods.values() if isinstance(setting, ExplainConfig)]
-    results.check_inputs(references, _model(model), configs, out)
+    results.check_inputs(references, jobs.model(model), configs, out)
     out = Path(out).absolute()  # a worker's working directory may be another
     task = _Task(model, dict(methods), out, force, table_only)
     items = [(reference, folder) for folder in methods for reference in references]
@@ -104,11 +103,6 @@ def _pairs(folder: str, setting: Setting) -> list[tuple[str, str]]:
     return [(folder, criterion) for criterion in setting]
 
 
-@cache
-def _model(name: str):
-    return load_model(name)  # once a worker, not once an image
-
-
 def _item(item: tuple[str, str], *, task: _Task) -> tuple[list[dict], dict | None]:
     """The rows of one image × method, and what was refused."""
     reference, folder = item
@@ -141,10 +135,10 @@ def _ours(reference: str, folder: str, task: _Task) -> list[dict]:
     config, out = task.methods[folder], task.out / folder
     cost = task.out / "costs" / folder / f"{stem(reference)}.json"
     if task.table_only:
-        result = _finished(reference, task.model, config, out)
+        result = results.finished(reference, jobs.model(task.model), config, out)
     else:
         result, made = results.explain_to_files(
-            reference, _model(task.model), config, out, force=task.force
+            reference, jobs.model(task.model), config, out, force=task.force
         )
         if made:
             seen = {"threads": torch.get_num_threads(), "peak_rss_mib": peers.peak_rss_mib()}
@@ -168,27 +162,11 @@ def _ours(reference: str, folder: str, task: _Task) -> list[dict]:
 
 def _peer(reference: str, method: str, task: _Task) -> list[dict]:
     make = peers.finished if task.table_only else partial(peers.judge, force=task.force)
-    record = make(reference, _model(task.model), method, task.out)
+    record = make(reference, jobs.model(task.model), method, task.out)
     return [
         _common(reference, (method, criterion), record) | record["criteria"][criterion]
         for criterion in (task.methods[method] if record else ())
     ]
-
-
-def _finished(reference: str, model: str, config: ExplainConfig, folder: Path) -> dict | None:
-    """Our result if ``results.explain_to_files`` would keep it, found without explaining."""
-    try:
-        result = results.read_result(path := folder / f"{stem(reference)}.json")
-        results.read_mask(path)
-    except InputError:
-        return None
-    same = (
-        result["image"]["sha256"] == open_reference(reference, _model(model))[1]
-        and (result["model"], result["weights_sha256"]) == (model, _model(model).weights_sha256)
-        and result["config"] == json.loads(json.dumps(asdict(config)))
-        and result["versions"]["code_sha256"] == results.code_digest()
-    )
-    return result if same else None
 
 
 def _cost(path: Path, result: Mapping) -> dict:

@@ -7,7 +7,7 @@ import argparse
 import json
 import sys
 import traceback
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 
 from minexp.errors import InputError, MinexpError
@@ -118,7 +118,7 @@ def _explain(options: argparse.Namespace) -> int:
     jobs.check(options.jobs, options.backend)
     options.out = options.out.absolute()  # a worker's working directory may be another
     references = _references(options.images)
-    model = _model(options.model)
+    model = jobs.model(options.model)
     results.check_inputs(references, model, [config], options.out)
     job = partial(
         _explain_one, name=options.model, config=config, out=options.out, force=options.force,
@@ -147,20 +147,13 @@ def _references(given: list[str]) -> list[str]:
     return list(dict.fromkeys(references))
 
 
-@cache
-def _model(name: str):
-    from minexp.models import load_model
-
-    return load_model(name)
-
-
 def _explain_one(reference: str, *, name: str, config, out: Path, force: bool, live: bool) -> str:
     from tqdm import tqdm
 
-    from minexp import results
+    from minexp import jobs, results
     from minexp.references import stem
 
-    model = _model(name)
+    model = jobs.model(name)
     bar = tqdm(total=config.steps, desc=stem(reference), disable=not live, leave=False)
 
     def show(record: dict) -> None:

@@ -2,11 +2,13 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 
 import torch
 from joblib import Parallel, delayed, parallel_config
 
 from minexp.errors import InputError
+from minexp.models import Classifier, load_model
 
 BACKENDS = ("loky", "dask")
 
@@ -59,3 +61,9 @@ def _workers(jobs: int, backend: str) -> Iterator[None]:
     local = {"n_workers": jobs, "threads_per_worker": 1, "dashboard_address": None}
     with Client(address) if address else Client(**local), parallel_config("dask", n_jobs=jobs):
         yield
+
+
+@cache
+def model(name: str) -> Classifier:
+    """:func:`minexp.load_model`, once a worker, not once an item."""
+    return load_model(name)

@@ -105,7 +105,8 @@ def boxes(rows: Sequence[Mapping]) -> Figure:
         for column, criterion in zip(axes.T, criteria, strict=True):
             found = _of(rows, criterion)
             methods = sorted(
-                {row["method"] for row in found}, key=lambda name: np.median(_values(found, name))
+                {row["method"] for row in found},
+                key=lambda name: (np.median(_values(found, name)), name),
             )
             for ax, name in zip(column, ("area", "components"), strict=True):
                 drawn = ax.boxplot(

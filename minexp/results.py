@@ -1,4 +1,4 @@
-"""One explanation on disk: ``<stem>.json``, ``.mask.png``, ``.explanation.png``, ``.history.json``.
+"""One explanation on disk: ``<stem>.json``, .mask.png, .explanation.png and .history.jsonl.
 
 The JSON is written last and every file only under its final name once complete, so a result
 whose JSON exists is whole. An image is named by a reference: a path, ``bundled:coffee`` or
@@ -95,14 +95,7 @@ def explain_to_files(
     """
     image, digest = open_reference(reference, model)
     path = out / f"{stem(reference)}.json"
-    inputs = {
-        "image_sha256": digest,
-        "model": model.name,
-        "weights_sha256": model.weights_sha256,
-        "config": _as_json(config),
-        "code_sha256": code_digest(),
-    }
-    if not force and (found := _finished(path, inputs)) is not None:
+    if not force and (found := _finished(path, digest, model, config)) is not None:
         if found["image"]["path"] != reference:  # the same bytes under another name
             found["image"]["path"] = reference
             write_text(path, json.dumps(found, indent=2) + "\n")
@@ -121,7 +114,13 @@ def _as_json(config: ExplainConfig) -> dict:
     return json.loads(json.dumps(asdict(config)))
 
 
-def _finished(path: Path, inputs: dict) -> dict | None:
+def finished(reference: str, model: Classifier, config: ExplainConfig, out: Path) -> dict | None:
+    """What :func:`explain_to_files` would keep, or None where it would explain."""
+    digest = open_reference(reference, model)[1]
+    return _finished(out / f"{stem(reference)}.json", digest, model, config)
+
+
+def _finished(path: Path, digest: str, model: Classifier, config: ExplainConfig) -> dict | None:
     """The result at ``path`` if it is whole and comes from exactly these inputs."""
     try:
         result = read_result(path)
@@ -130,14 +129,12 @@ def _finished(path: Path, inputs: dict) -> dict | None:
             picture.load()
     except (InputError, OSError, SyntaxError):
         return None
-    known = {
-        "image_sha256": result["image"]["sha256"],
-        "model": result["model"],
-        "weights_sha256": result["weights_sha256"],
-        "config": result["config"],
-        "code_sha256": result["versions"]["code_sha256"],
-    }
-    return result if known == inputs else None
+    found = (
+        *(result["image"]["sha256"], result["model"], result["weights_sha256"]),
+        *(result["config"], result["versions"]["code_sha256"]),
+    )
+    wanted = (digest, model.name, model.weights_sha256, _as_json(config), code_digest())
+    return result if found == wanted else None
 
 
 def _result(
@@ -195,7 +192,8 @@ def _write(path: Path, result: dict, explanation: Explanation, model: Classifier
     picture = np.round(pixels * 255).astype(np.uint8)
     with replacing(path.with_name(f"{path.stem}.explanation.png")) as partial:
         Image.fromarray(picture.squeeze()).save(partial, format="PNG")
-    write_text(_history(path), json.dumps(explanation.history) + "\n")
+    steps = "".join(json.dumps(record) + "\n" for record in explanation.history)
+    write_text(_history(path), steps)
     write_text(path, json.dumps(result, indent=2) + "\n")
 
 
@@ -231,14 +229,18 @@ def read_mask(path: Path) -> Tensor:
 
 def read_history(path: Path) -> list[dict[str, float]]:
     """The search beside a result's JSON, a dict a step. Raises InputError if it cannot be read."""
+    steps, path = read_result(path)["steps"], _history(path)
     try:
-        return json.loads(_history(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: no readable history ({error}); explain it again") from error
+        history = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        if [record["step"] for record in history] != list(range(steps)):
+            raise ValueError(f"not the {steps} steps of its result")
+        return history
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise InputError(f"{path}: no readable history ({error}); explain with --force") from error
 
 
 def _history(path: Path) -> Path:
-    return path.with_name(f"{path.stem}.history.json")
+    return path.with_name(f"{path.stem}.history.jsonl")
 
 
 def read_row(path: Path, model: Classifier) -> dict:

@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from minexp import cli, models, results
+from minexp import jobs, models, results
 from minexp.cli import main
 
 QUICK = ["--model", "mnist_cnn", "--set", "grid=28", "--set", "noise_draws=4", "--steps", "20"]
-KINDS = ("mask.png", "explanation.png", "panel.png")
+KINDS = ("mask.png", "explanation.png", "history.jsonl", "panel.png")
 
 
 def check_whole(out: Path) -> list[Path]:
@@ -75,9 +75,9 @@ def test_a_killed_run_leaves_only_whole_files_and_goes_on(tmp_path, capsys):
     assert len(check_whole(out)) == len(again)
 
 
-@pytest.mark.parametrize("room", [0, 1, 2, 3])
+@pytest.mark.parametrize("room", [0, 1, 2, 3, 4])
 def test_a_full_disk(tmpfs, capsys, room):
-    """With room for so many pages of 4 KiB: each file takes one, the panel more."""
+    """With room for so many pages of 4 KiB: each file takes one, the history two, the panel more."""
     out = tmpfs("small", "size=64k") / "out"
     out.mkdir()
     page = os.sysconf("SC_PAGE_SIZE")
@@ -112,9 +112,9 @@ def data(tmp_path, monkeypatch):
     """A copy of data/ that a test may damage."""
     copy = Path(shutil.copytree(models.DATA, tmp_path / "data"))
     monkeypatch.setattr(models, "DATA", copy)
-    cli._model.cache_clear()
+    jobs.model.cache_clear()
     yield copy
-    cli._model.cache_clear()
+    jobs.model.cache_clear()
 
 
 def refused(tmp_path, capsys) -> str:

@@ -289,7 +289,8 @@ def test_survival_tells_the_masks_apart():
     assert [text.get_text() for text in ax.get_legend().get_texts()] == ["first", "second"]
     first, second = (drawn.lines[0] for drawn in ax.containers)
     assert first.get_color() != second.get_color()
-    assert all(first.get_xdata() < second.get_xdata())
+    places = np.array([first.get_xdata(), second.get_xdata()])
+    assert all(places[0] < places[1]) and places.mean(0) == pytest.approx([0, 1])
 
 
 def test_survival_of_a_single_mask():

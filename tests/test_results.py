@@ -61,7 +61,7 @@ def short(folder: Path, mnist_cnn, config=SHORT, **options) -> tuple[dict, bool]
 
 def test_the_files_and_the_schema(made):
     assert {path.name for path in made.iterdir()} == {
-        "four.png", "four.json", "four.mask.png", "four.explanation.png", "four.history.json",
+        "four.png", "four.json", "four.mask.png", "four.explanation.png", "four.history.jsonl",
     }  # fmt: skip
     result = json.loads((made / "four.json").read_text())
     assert result["schema"] == "minexp/1" and result["model"] == "mnist_cnn"
@@ -299,15 +299,15 @@ def test_the_history_is_that_of_the_search(tmp_path, mnist_cnn):
     assert result["steps"] == SHORT.steps == 2
 
 
-@pytest.mark.parametrize("left", [0, 1, 50, -2, None])
+@pytest.mark.parametrize("left", [0, 1, 50, "line", -2, None])
 def test_a_truncated_or_missing_history_is_refused(folder, left):
-    path = folder / "four.history.json"
+    path = folder / "four.history.jsonl"
     whole = path.read_bytes()
     assert len(results.read_history(folder / "four.json")) == QUICK.steps
     if left is None:
         path.unlink()
     else:
-        path.write_bytes(whole[:left])
+        path.write_bytes(whole[: whole.index(b"\n") + 1 if left == "line" else left])
     with pytest.raises(InputError, match=r"four\..*no readable history"):
         results.read_history(folder / "four.json")
 
