@@ -77,7 +77,7 @@ def test_a_killed_run_leaves_only_whole_files_and_goes_on(tmp_path, capsys):
 
 @pytest.mark.parametrize("room", [0, 1, 2, 3, 4])
 def test_a_full_disk(tmpfs, capsys, room):
-    """With room for so many pages of 4 KiB: each file takes one, the history two, the panel more."""
+    """Room for so many pages of 4 KiB: each file takes one, the history two, the panel more."""
     out = tmpfs("small", "size=64k") / "out"
     out.mkdir()
     page = os.sysconf("SC_PAGE_SIZE")

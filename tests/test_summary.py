@@ -203,11 +203,12 @@ OTHERS = [
     *photographs("gradcam", "label", area=(0.2, 0.2, 0.2)),
 ]
 EXTREMAL = photographs("extremal", area=(0.9, 0.9, 0.9), seconds=(100, 50, 36))
+REX = photographs("rex", area=(0.9, 0.9, 0.9), seconds=(200, 200, 36))
 
 
 def test_goals_by_hand():
-    rows = [*MINE, *VARIANTS, *OTHERS, *EXTREMAL]
-    goals = summary.goals(rows, build(rows))
+    rows, slow = [*MINE, *VARIANTS, *OTHERS], [*MINE, *EXTREMAL, *REX]
+    goals = summary.goals(rows, build(rows), build(slow))
     assert [(goal["value"], goal["met"]) for goal in goals] == [
         (pytest.approx(2 / 3), False),  # feasible
         (0.07, True),  # area, confidence
@@ -219,6 +220,7 @@ def test_goals_by_hand():
         (0.25, False),  # removable, by either criterion
         (12, True),  # seconds
         (pytest.approx(1 / 3), False),  # of extremal, 10, 2.5 and 3 times ours
+        (pytest.approx(0.1), True),  # of ReX, 20, 10 and 3 times ours
         (2.0, False),  # GiB, by either criterion
         (7, False),  # pieces, confidence
         (2, True),  # pieces, label
@@ -227,13 +229,25 @@ def test_goals_by_hand():
 
 def test_what_was_not_measured_is_not_met():
     rows = [*MINE, *VARIANTS]
-    unknown = [k for k, goal in enumerate(summary.goals(rows, build(rows))) if not_measured(goal)]
-    assert unknown == [2, 4, 9]  # no other method, no extremal
+    unknown = [
+        k
+        for k, goal in enumerate(summary.goals(rows, build(rows), build(rows)))
+        if not_measured(goal)
+    ]
+    assert unknown == [2, 4, 9, 10]  # no other method, neither extremal nor ReX
     rows += OTHERS
-    unknown = [k for k, goal in enumerate(summary.goals(rows, build(rows))) if not_measured(goal)]
-    assert unknown == [9]
+    unknown = [
+        k
+        for k, goal in enumerate(summary.goals(rows, build(rows), build(rows)))
+        if not_measured(goal)
+    ]
+    assert unknown == [9, 10]
     rows = [row("a"), row("a", criterion="label")]  # areas, feasible and seconds alone
-    known = [k for k, goal in enumerate(summary.goals(rows, build(rows))) if not not_measured(goal)]
+    known = [
+        k
+        for k, goal in enumerate(summary.goals(rows, build(rows), build(rows)))
+        if not not_measured(goal)
+    ]
     assert known == [0, 1, 3, 8]
 
 
@@ -257,8 +271,8 @@ def test_a_value_at_its_goal_meets_it(beyond, met):
     ]
     rows[0]["noise_kept"] = rows[100]["noise_kept"] = 0.97 * less
     rows += [row("0", "rise", area=0.08 / 0.15), row("0", "rise", "label", area=0.03 / 0.33)]
-    rows += [row("0", "extremal", area=1.0, seconds=75.0)]
-    assert {goal["met"] for goal in summary.goals(rows, build(rows))} == {met}
+    rows += [row("0", "extremal", area=1.0, seconds=75.0), row("0", "rex", area=1.0, seconds=150.0)]
+    assert {goal["met"] for goal in summary.goals(rows, build(rows), build(rows))} == {met}
 
 
 def test_the_goals_table_has_a_line_a_goal():
@@ -274,6 +288,6 @@ def test_the_goals_table_has_a_line_a_goal():
         "| feasible | >= 0.97 | 0.5 | no |",
         "| seconds | <= 15 | not measured | no |",
     ]
-    measured = summary.goals(MINE, build(MINE))
+    measured = summary.goals(MINE, build(MINE), build(MINE))
     lines = summary.goals_table(measured).splitlines()[2:]
     assert [line.split(" | ")[0] for line in lines] == [f"| {g['measure']}" for g in measured]
