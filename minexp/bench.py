@@ -4,8 +4,9 @@ Every image × method is a file on disk, so an interrupted run goes on where it 
 ``ours`` (criterion "confidence") and ``ours_label``, a peer, judged by both criteria at once, in
 the folder of its name; what our results do not say of their cost in ``costs``.
 
-``seconds`` and passes are those of the map, or of our mask, not of judging it. ``feasible`` asks
-peers for their label on all of 32 fresh backgrounds, ours on those of its own final test.
+``seconds`` and passes are those of a peer's map, not of trying its areas, and of our mask with its
+certificate. ``feasible`` asks peers for their label on all of 32 fresh backgrounds, ours on those
+of its own final test; ``noise_kept`` is the share of fresh ones for all alike.
 ``insertion`` and ``deletion`` are empty for ours: a binary mask ranks nothing. ``removable`` is the
 share of ``active_cells`` (8 x 8 pixels) that can go alone, on the zero fill; of our masks that of
 the certificate, judged on noise too, if there is one. ``drop`` and ``increase`` are those of the
@@ -46,13 +47,15 @@ def run(
     n_jobs: int = 1,
     force: bool = False,
     table_only: bool = False,
+    about: Mapping | None = None,
     on_item: Callable[[str, list[dict]], None] | None = None,
 ) -> dict:
     """Every image by every method: results, table and summary in ``out``; returns the summary.
 
     A method that an image or a model does not suit (InputError) leaves no row, counts as not
     finished and is named under ``refused``; any other error ends the run. With ``table_only``
-    nothing is computed: the table is that of the finished results. ``on_item`` is called with
+    nothing is computed: the table is that of the finished results (RunError if there are none).
+    The table replaces an older one. ``about`` goes into the summary; ``on_item`` is called with
     the folder and the rows of each image × method.
     """
     configs = [setting for setting in methods.values() if isinstance(setting, ExplainConfig)]
@@ -67,12 +70,14 @@ def run(
         refused += [error] if error else []
         if on_item is not None:
             on_item(folder, found)
+    if table_only and not rows:
+        raise RunError(f"{out}: no finished result of these images, methods and this code")
     expected = {pair: len(references) for item in methods.items() for pair in _pairs(*item)}
     numbers = {
         "model": model,
         "images": len(references),
-        "threads": summary.agreed(rows, "threads", torch.get_num_threads() if n_jobs == 1 else 1),
-        "jobs": n_jobs,
+        **(about or {}),
+        "threads": summary.agreed(rows, "threads"),
         "processors": os.cpu_count(),
         "refused": refused,
         **summary.build(rows, expected),

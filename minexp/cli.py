@@ -89,7 +89,7 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--table-only", action="store_true", help="compute nothing: the table of what is finished"
     )
-    p.add_argument("--out", type=Path, required=True)
+    p.add_argument("--out", type=Path, required=True, help="an older table there is replaced")
 
     p = command("paper", _paper, "run the notebooks and write the figures")
     p.add_argument("--profile", default="quick", help="quick or paper")
@@ -248,6 +248,7 @@ def _bench(options: argparse.Namespace) -> int:
         numbers = bench.run(
             model, references, methods, options.out, n_jobs=options.jobs, force=options.force,
             table_only=options.table_only, on_item=show,
+            about={"every": options.every, "limit": options.limit},
         )  # fmt: skip
     for refused in numbers["refused"]:
         print(f"minexp: refused: {' '.join(map(str, refused.values()))}", file=sys.stderr)

@@ -89,7 +89,11 @@ def plan(profile: str, only: Iterable[str], overrides: Mapping[str, Any]) -> lis
             name: checked(name, given.get(name, wanted.default), wanted, source.name)
             for name, wanted in known[number].items()
         }
-        inputs = shared | _digests([source]) | {f"parameter {k}": v for k, v in values.items()}
+        # only a notebook that declares a table reads the benchmarks'
+        tables = (paths.FIGURES / "bench").glob("*/*.*") if "table" in values else ()
+        inputs = (
+            shared | _digests([source, *tables]) | {f"parameter {k}": v for k, v in values.items()}
+        )
         jobs.append(Job(source, paths.FIGURES / "executed" / source.name, values, inputs))
     return jobs
 
@@ -107,8 +111,7 @@ def _versions() -> dict[str, str]:
 def _shared_files() -> list[Path]:
     code = (paths.ROOT / "minexp").rglob("*.py")
     lock = paths.ROOT.glob("requirements.lock")
-    tables = (paths.FIGURES / "bench").glob("*/*.*")  # not the single results in their folders
-    found = [*code, *lock, *paths.DATA.rglob("*"), *tables, *_pictures()]
+    found = [*code, *lock, *paths.DATA.rglob("*"), *_pictures()]
     return [path for path in found if path.is_file() and not path.name.startswith(".")]
 
 

@@ -115,7 +115,7 @@ def boxes(rows: Sequence[Mapping]) -> Figure:
                     medianprops={"color": PALETTE["image"]},
                 )  # fmt: skip
                 for box, method in zip(drawn["boxes"], methods, strict=True):
-                    box.set_facecolor(PALETTE["ours" if method == "ours" else "baseline"])
+                    box.set_facecolor(PALETTE["ours" if method.startswith("ours") else "baseline"])
                 ax.set_yscale("log")
                 ax.set_xticks(range(1, len(methods) + 1), [m.replace("_", "\n") for m in methods])
             column[0].set_title(f"criterion: {criterion}")
@@ -133,11 +133,10 @@ def _values(rows: Sequence[Mapping], method: str, name: str = "area") -> list[fl
 
 
 def survival(panels: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Figure:
-    """Label kept on every fill with its 95 % Wilson interval; a colour a mask.
+    """Label kept on every fill with its 95 % Wilson interval; a marker a mask.
 
     ``panels``: a mask's name -> its :func:`minexp.robustness.robustness_panel`.
     """
-    colours = [PALETTE[name] for name in ("ours", "noise", "gradient", "baseline")]
     with style():
         figure, ax = plt.subplots(figsize=(PAGE_WIDTH, 2.4), layout="constrained")
         for i, (name, panel) in enumerate(panels.items()):
@@ -146,8 +145,9 @@ def survival(panels: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Figure:
             )
             ax.errorbar(
                 np.arange(len(panel)) + 0.12 * (i - (len(panels) - 1) / 2), kept,
-                yerr=np.clip([kept - low, high - kept], 0, None), fmt="o", markersize=3,
-                linewidth=0.8, capsize=2, color=colours[i % len(colours)], label=name,
+                yerr=np.clip([kept - low, high - kept], 0, None), fmt="os^Dv"[i % 5], markersize=3,
+                linewidth=0.8, capsize=2, label=name,
+                color=PALETTE["ours" if name.startswith("explanation") else "baseline"],
             )  # fmt: skip
             ax.set_xticks(range(len(panel)), list(panel))
         ax.set(ylabel="label kept", ylim=(-0.03, 1.05))

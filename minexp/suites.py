@@ -32,8 +32,9 @@ def suite(
         name: "bundled", "mnist", or a folder of images.
         criterion: "label" or "confidence"; None: both, for digits the confidence only.
         limit: the first so many images only.
-        methods: of :data:`METHODS`, or ours with settings changed, "ours+tv=20+steps=300"; None:
-            for digits ours with and without noise, else ours and all peers that are not ``SLOW``.
+        methods: of :data:`METHODS`, or ours with settings changed, "ours+tv=20+steps=300", or from
+            another preset, "ours+preset=house_finch"; None: for digits ours with and without
+            noise, else ours and all peers that are not ``SLOW``.
         every: (N, K), before ``limit``: every N-th image from the K-th on, counted from 0, to
             hold out those a setting was chosen on.
 
@@ -93,9 +94,12 @@ def _settings(names: Sequence[str], criteria: tuple[str, ...], digits: bool) -> 
             continue
         quiet = {"noise_draws": 0, "robustness": 0.0} if name == "ours_no_noise" else {}
         changes = quiet | parse_settings(name.split("+")[1:])
+        if "criterion" in changes:
+            raise InputError(f"method {name!r}: the criterion is that of the suite")
+        start = preset(str(changes.pop("preset"))) if "preset" in changes else base
         for criterion in criteria:
             folder = name if criterion == "confidence" else f"{name}_{criterion}"
-            settings[folder] = configure(base, {"criterion": criterion, **changes})
+            settings[folder] = configure(start, {"criterion": criterion, **changes})
     return settings
 
 

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
+from minexp.errors import InputError
+
 RESAMPLES = 2000
 REFERENCE = "ours"  # what the other methods are paired with
 COLUMNS = (
@@ -67,6 +69,9 @@ def _parts(rows: Sequence[Mapping]) -> dict[str, list[Mapping]]:
 def summarise(rows: Sequence[Mapping], expected: int | None = None) -> dict:
     """Counts of a method's rows, and medians and means with their 95 % bootstrap intervals.
 
+    Among the failures: ``not_feasible`` by the method's own test, ``noise_lost`` on one or more of
+    the fresh backgrounds, ``whole_image`` where nothing less than all pixels met the criterion.
+
     ``expected`` images; None: as many as there are rows. An interval is {value, low, high}, None
     where no row knows the column. ``average_drop`` and ``average_increase`` are shares, not
     percentages, of Chattopadhay et al.'s metrics.
@@ -81,6 +86,8 @@ def summarise(rows: Sequence[Mapping], expected: int | None = None) -> dict:
             "not_finished": (len(rows) if expected is None else expected) - len(rows),
             "not_feasible": len(rows) - feasible,
             "label_lost": len(rows) - kept,
+            "noise_lost": sum(value < 1 for value in columns["noise_kept"]),
+            "whole_image": sum(value == 1 for value in columns["area"]),
         },
         **{
             f"{name}_{kind}": interval(column, statistic)
@@ -143,10 +150,10 @@ def _draws(count: int) -> np.ndarray:
     return np.random.default_rng(0).integers(0, count, (RESAMPLES, count))
 
 
-def agreed(rows: Sequence[Mapping], name: str, otherwise: object) -> object:
-    """What all rows have in a column if they agree and know it, else ``otherwise``."""
-    found = {row[name] for row in rows}
-    return found.pop() if len(found) == 1 and found != {""} else otherwise
+def agreed(rows: Sequence[Mapping], name: str) -> object:
+    """What all rows that know a column have in it; None if they differ or none knows it."""
+    found = {row[name] for row in rows} - {""}
+    return found.pop() if len(found) == 1 else None
 
 
 def as_csv(rows: Sequence[Mapping], columns: Sequence[str]) -> str:
@@ -161,8 +168,8 @@ def as_csv(rows: Sequence[Mapping], columns: Sequence[str]) -> str:
 def table(summary: Mapping) -> str:
     """A Markdown table of a summary's medians [95 % intervals] and failures, a line a method."""
     lines = [
-        "| method | images | not finished | not feasible | label lost | area | pieces | on noise "
-        "| insertion | deletion | seconds | forward | backward | area / ours |",
+        "| method | images | not finished | label lost on noise | whole image | area | pieces "
+        "| on noise | insertion | deletion | seconds | forward | backward | area / ours |",
         "|" + "---|" * 14,
     ]
     for name, numbers in summary["methods"].items():
@@ -171,20 +178,21 @@ def table(summary: Mapping) -> str:
         cells = [
             name,
             *(str(numbers["images"]), str(failures["not_finished"])),
-            *(str(failures["not_feasible"]), str(failures["label_lost"])),
-            _shown(numbers["area_median"], ".1%"),
-            _shown(numbers["components_median"], ".0f"),
-            _shown(numbers["noise_kept_mean"], ".0%"),
-            *(_shown(numbers[f"{k}_median"], ".2f") for k in ("insertion", "deletion")),
-            _shown(numbers["seconds_median"], ".1f"),
-            *(_shown(numbers[f"{k}_passes_median"], ".0f") for k in ("forward", "backward")),
-            _shown(ratio, ".2f"),
+            *(str(failures["noise_lost"]), str(failures["whole_image"])),
+            shown(numbers["area_median"], ".1%"),
+            shown(numbers["components_median"], ".0f"),
+            shown(numbers["noise_kept_mean"], ".0%"),
+            *(shown(numbers[f"{k}_median"], ".2f") for k in ("insertion", "deletion")),
+            shown(numbers["seconds_median"], ".1f"),
+            *(shown(numbers[f"{k}_passes_median"], ".0f") for k in ("forward", "backward")),
+            shown(ratio, ".2f"),
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def _shown(estimate: Mapping | None, form: str) -> str:
+def shown(estimate: Mapping | None, form: str) -> str:
+    """An estimate with its interval; a dash where there is none."""
     if estimate is None:
         return "–"
     value, low, high = (format(estimate[name], form) for name in ("value", "low", "high"))
@@ -192,7 +200,12 @@ def _shown(estimate: Mapping | None, form: str) -> str:
 
 
 def read(folder: Path) -> tuple[list[dict], dict]:
-    """A finished benchmark's rows, their cells as numbers, booleans or text, and its summary."""
+    """A finished benchmark's rows, their cells as numbers, booleans or text, and its summary.
+
+    Raises InputError where the folder has no table.
+    """
+    if not (folder / "summary.json").is_file():
+        raise InputError(f"{folder}: no table; write it with: minexp bench --out {folder.name}")
     with (folder / "results.csv").open(encoding="utf-8", newline="") as file:
         rows = [
             {name: cell if name in NAMES else _typed(cell) for name, cell in row.items()}
@@ -208,86 +221,3 @@ def _typed(cell: str) -> bool | float | str:
         return float(cell)
     except ValueError:
         return cell
-
-
-def goals(rows: Sequence[Mapping], numbers: Mapping, slow: Mapping) -> list[dict]:
-    """What the project set out to reach on photographs, and what a benchmark of them measured.
-
-    A dict each: ``measure``, ``sign`` and ``goal``, ``value`` (None where the benchmark lacks what
-    it takes), ``met``. An area's ratio is that of the medians, ours over the best other method's;
-    one of seconds the median of the images', ours over theirs, from ``slow``, the summary of a run
-    of extremal perturbation, ReX and ours on few images.
-    """
-    methods = numbers["methods"]
-    ours, by_label = methods.get("ours", {}), methods.get("ours@label", {})
-    mine = [row for row in rows if row["method"] == REFERENCE]
-    peak = max(values(mine, "peak_rss_mib"), default=None)
-    measured = (
-        ("feasible, criterion confidence", ">=", 0.97, _feasible(ours)),
-        ("median area, confidence", "<=", 0.08, _value(ours, "area_median")),
-        ("its ratio to the best other's", "<=", 0.15, _ratio(methods, "confidence")),
-        ("median area, label", "<=", 0.03, _value(by_label, "area_median")),
-        ("its ratio to the best other's", "<=", 0.33, _ratio(methods, "label")),
-        ("kept on fresh noise, mean, confidence", ">=", 0.97, _value(ours, "noise_kept_mean")),
-        ("kept on fresh noise, mean, label", ">=", 0.97, _value(by_label, "noise_kept_mean")),
-        (
-            "share of cells removable, the most",
-            "<=",
-            0,
-            max(values(mine, "removable"), default=None),
-        ),
-        ("seconds an image, median, confidence", "<=", 15, _value(ours, "seconds_median")),
-        ("its ratio to extremal perturbation's", "<=", 0.2, _faster(slow, "extremal")),
-        ("its ratio to ReX's", "<=", 0.1, _faster(slow, "rex")),
-        ("peak memory, GiB", "<=", 1.5, peak and peak / 1024),
-        ("median pieces, confidence", "<=", 6, _value(ours, "components_median")),
-        ("median pieces, label", "<=", 6, _value(by_label, "components_median")),
-    )
-    return [
-        {
-            **{"measure": measure, "sign": sign, "goal": goal, "value": value},
-            "met": value is not None and (value <= goal if sign == "<=" else value >= goal),
-        }
-        for measure, sign, goal, value in measured
-    ]
-
-
-def _feasible(numbers: Mapping) -> float | None:
-    """Of all images there should be: one that is not finished is not feasible."""
-    if not numbers:
-        return None
-    return numbers["feasible"] / (numbers["images"] + numbers["failures"]["not_finished"])
-
-
-def _value(numbers: Mapping, name: str) -> float | None:
-    estimate = numbers.get(name)
-    return None if estimate is None else estimate["value"]
-
-
-def _faster(numbers: Mapping, method: str) -> float | None:
-    """Our seconds over a method's, from the median of theirs over ours."""
-    ratio = numbers["paired"].get(method, {}).get("seconds", {}).get("ratio_median")
-    return 1 / ratio["value"] if ratio and ratio["value"] else None
-
-
-def _ratio(methods: Mapping, criterion: str) -> float | None:
-    """Our median area over the smallest of the other methods', by one criterion."""
-    ours = REFERENCE if criterion == "confidence" else f"{REFERENCE}@{criterion}"
-    mine = _value(methods.get(ours, {}), "area_median")
-    others = [
-        area
-        for name, numbers in methods.items()
-        if not name.startswith(REFERENCE) and ("@label" in name) == (criterion == "label")
-        if (area := _value(numbers, "area_median")) is not None
-    ]
-    return mine / min(others) if mine is not None and others else None
-
-
-def goals_table(goals: Sequence[Mapping]) -> str:
-    """A Markdown table of :func:`goals`."""
-    lines = ["| measure | goal | measured | met |", "|---|---|---|---|"]
-    for goal in goals:
-        value = "not measured" if goal["value"] is None else f"{goal['value']:.3g}"
-        met = "yes" if goal["met"] else "no"
-        lines.append(f"| {goal['measure']} | {goal['sign']} {goal['goal']:g} | {value} | {met} |")
-    return "\n".join(lines)

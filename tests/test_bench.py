@@ -11,7 +11,7 @@ import torch
 from minexp import bench, metrics, mnist, peers, references, suites, summary, verification
 from minexp.cli import main
 from minexp.config import configure
-from minexp.errors import InputError
+from minexp.errors import InputError, RunError
 
 CSV_COLUMNS = (
     "image,model,method,criterion,label_index,correct,feasible,label_kept,confidence_before,"
@@ -122,6 +122,8 @@ def test_ours_with_settings_changed_is_a_method_of_its_own():
         ("ours+steps", "NAME=VALUE"),
         ("ours+nope=1", "unknown setting 'nope'"),
         ("ours+steps=0", "steps=0"),
+        ("ours+criterion=label", "criterion"),
+        ("ours+preset=nope", "unknown preset 'nope'"),
     ],
 )
 def test_a_method_that_is_none_is_refused(name, complaint):
@@ -223,7 +225,7 @@ def test_a_peers_row_is_what_its_file_says(table):
 def test_the_summary_follows_from_the_rows(tiny, table):
     out, numbers, given = table
     assert json.loads((out / "summary.json").read_text()) == numbers
-    assert (numbers["images"], numbers["jobs"], numbers["model"]) == (2, 1, "mnist_cnn")
+    assert (numbers["images"], numbers["model"]) == (2, "mnist_cnn")
     assert (numbers["threads"], numbers["refused"]) == (1, [])
     keys = ["ours_no_noise", "ours", "centre@label", "centre"]
     assert list(numbers["methods"]) == keys
@@ -283,7 +285,8 @@ def test_a_table_of_what_is_finished(tiny, table, tmp_path):
     for key, missing in (("ours", 1), ("centre@label", 1), ("ours_no_noise", 0)):
         assert numbers["methods"][key]["failures"]["not_finished"] == missing
     other = {"ours": replace(tiny[2]["ours"], steps=26)}  # other inputs: not this run's result
-    assert bench.run(*tiny[:2], other, out, table_only=True)["methods"]["ours"]["images"] == 0
+    with pytest.raises(RunError, match="no finished result"):
+        bench.run(*tiny[:2], other, out, table_only=True)
 
 
 def test_what_does_not_suit_a_method_is_told_and_the_rest_goes_on(monkeypatch, tmp_path):
@@ -336,7 +339,7 @@ def test_a_photograph(tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_two_jobs_give_the_same_table(tiny, table, tmp_path):
     out, _, _ = table
-    assert bench.run(*tiny, tmp_path, n_jobs=2)["jobs"] == 2
+    assert bench.run(*tiny, tmp_path, n_jobs=2)["threads"] == 1
 
     def stable(rows):
         return [

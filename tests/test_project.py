@@ -25,8 +25,8 @@ ORDER = [
     "training", "taps", "masking", "masknet", "losses", "sufficiency", "minimality",
     "deletion", "baselines",
     "search", "explain", "alternatives", "abductive", "metrics", "robustness", "circuit", "peers",
-    "results", "verification", "jobs", "summary", "suites", "bench", "style", "plots", "figures",
-    "parameters", "paper", "readme", "cli",
+    "results", "verification", "jobs", "summary", "goals", "suites", "bench", "style", "plots",
+    "figures", "parameters", "paper", "readme", "cli",
 ]  # fmt: skip
 FREE = {"__init__", "__main__"}
 
