@@ -71,7 +71,7 @@ class ExplainConfig:
     """
 
     weights: LossWeights = field(default_factory=LossWeights)
-    steps: int = 100
+    steps: int = 300
     learning_rate: float = 2e-3
     grid: int | None = None
     adapt: bool = True

@@ -16,6 +16,8 @@ from minexp.sufficiency import lead, lowest_confidence, room
 BIAS_LEARNING_RATE = 0.2  # of the untied bias, in logits a step: a cell can flip in a few steps
 BUDGET_START, BUDGET_SHRINK, BUDGET_GROW = 0.8, 0.95, 1.02  # fractions of all pixels; factors
 DEFAULT_GRID = 56
+SPARE = 2.0  # logits by which a step's background must be won beyond what all must be
+SHARE = 0.75  # at most: of the image's own lead
 STREAK = 3  # steps in a row that pass, each on a background of its own, make a mask promising
 
 
@@ -151,8 +153,14 @@ def _record(
 
 
 def _passes(record: dict[str, float], target: Target, config: ExplainConfig) -> bool:
-    """The criterion on this step's one background, at no cost beyond the step's own passes."""
+    """The criterion on this step's one background, at no cost beyond the step's own passes.
+
+    One background says little of the hardest among many: before a budget shrinks, it must be won by
+    more than they must.
+    """
     asked = room(target.logits, target.label, config)
+    if config.adapt:
+        asked += min(SPARE, max(0.0, SHARE * lead(target.logits, target.label).item() - asked))
     confident = record["confidence"] >= lowest_confidence(target.confidence, config)
     robust = config.noise_draws == 0 or record["noise_lead"] > asked
     return bool(record["label_kept"] and confident and robust)
