@@ -1,30 +1,9 @@
 """Goals beside measured values, by hand."""
 
-from collections import Counter
-
 import pytest
+from tables import build, row
 
-from minexp import goals, summary
-
-
-def row(image, method="ours", criterion="confidence", **cells) -> dict:
-    return {
-        "image": image,
-        "method": method,
-        "criterion": criterion,
-        "correct": "",
-        "feasible": True,
-        "label_kept": True,
-        "confidence_before": 0.5,
-        "confidence_after": 0.75,
-        "area": 0.1,
-        "seconds": 2.0,
-        **cells,
-    }
-
-
-def build(rows) -> dict:
-    return summary.build(rows, Counter((row["method"], row["criterion"]) for row in rows))
+from minexp import goals
 
 
 def photographs(method, criterion="confidence", **columns) -> list[dict]:
@@ -81,33 +60,21 @@ def test_goals_by_hand():
     ]
 
 
+def measured(rows) -> list[bool]:
+    """Of each goal; what was not is not met."""
+    found = goals.reached(rows, build(rows), build(rows))
+    assert all(goal["value"] is not None or goal["met"] is False for goal in found)
+    return [goal["value"] is not None for goal in found]
+
+
 def test_what_was_not_measured_is_not_met():
     rows = [*MINE, *VARIANTS]
-    unknown = [
-        k
-        for k, goal in enumerate(goals.reached(rows, build(rows), build(rows)))
-        if not_measured(goal)
-    ]
-    assert unknown == [2, 4, 9, 10]  # no other method, neither extremal nor ReX
+    # no other method, neither extremal nor ReX
+    assert [k for k, known in enumerate(measured(rows)) if not known] == [2, 4, 9, 10]
     rows += OTHERS
-    unknown = [
-        k
-        for k, goal in enumerate(goals.reached(rows, build(rows), build(rows)))
-        if not_measured(goal)
-    ]
-    assert unknown == [9, 10]
+    assert [k for k, known in enumerate(measured(rows)) if not known] == [9, 10]
     rows = [row("a"), row("a", criterion="label")]  # areas, feasible and seconds alone
-    known = [
-        k
-        for k, goal in enumerate(goals.reached(rows, build(rows), build(rows)))
-        if not not_measured(goal)
-    ]
-    assert known == [0, 1, 3, 8]
-
-
-def not_measured(goal) -> bool:
-    assert goal["value"] is not None or goal["met"] is False
-    return goal["value"] is None
+    assert [k for k, known in enumerate(measured(rows)) if known] == [0, 1, 3, 8]
 
 
 @pytest.mark.parametrize(("beyond", "met"), [(0, True), (1e-6, False)])
@@ -146,6 +113,6 @@ def test_the_goals_table_has_a_line_a_goal():
         "| feasible | >= 0.97 | 0.5 | no |",
         "| seconds | <= 15 | not measured | no |",
     ]
-    measured = goals.reached(MINE, build(MINE), build(MINE))
-    lines = goals.table(measured).splitlines()[2:]
-    assert [line.split(" | ")[0] for line in lines] == [f"| {g['measure']}" for g in measured]
+    found = goals.reached(MINE, build(MINE), build(MINE))
+    lines = goals.table(found).splitlines()[2:]
+    assert [line.split(" | ")[0] for line in lines] == [f"| {g['measure']}" for g in found]

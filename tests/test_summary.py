@@ -3,31 +3,14 @@
 import csv
 import io
 import json
-from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
+from tables import build, row
 
 from minexp import summary
 from minexp.errors import InputError
-
-
-def row(image, method="ours", criterion="confidence", **cells) -> dict:
-    return {
-        "image": image,
-        "method": method,
-        "criterion": criterion,
-        "correct": "",
-        "feasible": True,
-        "label_kept": True,
-        "confidence_before": 0.5,
-        "confidence_after": 0.75,
-        "area": 0.1,
-        "seconds": 2.0,
-        **cells,
-    }
-
 
 EITHER = {"noise_lost": 0, "whole_image": 0}
 
@@ -156,10 +139,6 @@ def test_csv_and_what_rows_agree_on():
     assert list(csv.DictReader(io.StringIO(text)))[1] == {"a": "1", "b": "0.1"}
     assert summary.agreed(rows, "a") == 1 and summary.agreed(rows, "b") == 0.1
     assert summary.agreed([{"a": 1}, {"a": 2}], "a") is None is summary.agreed([{"a": ""}], "a")
-
-
-def build(rows) -> dict:
-    return summary.build(rows, Counter((row["method"], row["criterion"]) for row in rows))
 
 
 def write(folder: Path, rows, numbers) -> Path:
