@@ -132,7 +132,7 @@ def _explain(options: argparse.Namespace) -> int:
 def _config(options: argparse.Namespace):
     from minexp.config import configure, parse_settings, preset
 
-    changes = parse_settings(options.set)
+    changes = parse_settings(options.set, "--set")
     changes |= {k: v for k in ("steps", "seed") if (v := getattr(options, k)) is not None}
     return configure(preset(options.preset), changes)
 

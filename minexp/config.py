@@ -140,17 +140,17 @@ def configure(config: ExplainConfig, changes: Mapping[str, object]) -> ExplainCo
     return replace(config, weights=replace(config.weights, **weights), **own)
 
 
-def parse_settings(given: Sequence[str]) -> dict[str, object]:
+def parse_settings(given: Sequence[str], where: str) -> dict[str, object]:
     """Changes for :func:`configure` from texts ``NAME=VALUE``, the value as JSON, or as it is.
 
     Raises:
-        InputError: a text without an equals sign.
+        InputError: a text without an equals sign; ``where`` it was given is told.
     """
     changes: dict[str, object] = {}
     for setting in given:
         name, separator, value = setting.partition("=")
         if not separator:
-            raise InputError(f"setting {setting}: expected NAME=VALUE")
+            raise InputError(f"{where} {setting}: expected NAME=VALUE")
         try:
             changes[name] = json.loads(value)
         except ValueError:

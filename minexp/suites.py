@@ -93,7 +93,7 @@ def _settings(names: Sequence[str], criteria: tuple[str, ...], digits: bool) -> 
             settings[name] = criteria
             continue
         quiet = {"noise_draws": 0, "robustness": 0.0} if name == "ours_no_noise" else {}
-        changes = quiet | parse_settings(name.split("+")[1:])
+        changes = quiet | parse_settings(name.split("+")[1:], f"method {name!r}:")
         if "criterion" in changes:
             raise InputError(f"method {name!r}: the criterion is that of the suite")
         start = preset(str(changes.pop("preset"))) if "preset" in changes else base
