@@ -156,12 +156,13 @@ def test_models(capsys):
     assert all(" yes " in line for line in lines[1:])
 
 
-def test_explain_writes_four_files_then_keeps_them(here, capsys):
+def test_explain_writes_five_files_then_keeps_them(here, capsys):
     code, out, _ = run("explain", "mnist:4", *QUICK, "--out", "out", capsys=capsys)
     assert code == 0 and len(out.splitlines()) == 1 and out.startswith("mnist:4: ")
     assert "(kept result)" not in out
     assert {path.name for path in (here / "out").iterdir()} == {
-        f"mnist-4.{end}" for end in ("json", "mask.png", "explanation.png", "panel.png")
+        f"mnist-4.{end}"
+        for end in ("json", "mask.png", "explanation.png", "history.jsonl", "panel.png")
     }
     result = json.loads((here / "out" / "mnist-4.json").read_text())
     assert result["image"]["path"] == "mnist:4" and result["steps"] == 20
