@@ -34,7 +34,7 @@ class LossWeights:
     distribution: float = 1.0
     area: float = 300.0
     binarization: float = 0.3
-    total_variation: float = 250.0
+    total_variation: float = 500.0
     robustness: float = 6.0
 
     def __post_init__(self) -> None:
@@ -78,7 +78,7 @@ class ExplainConfig:
     criterion: str = "confidence"
     confidence_slack: float = 0.0
     noise_draws: int = 32
-    noise_lead: float = 1.0
+    noise_lead: float = 1.5
     minimal: bool = True
     cell: int | None = None
     seed: int = 0

@@ -391,3 +391,25 @@ def test_the_last_cell_stays():
     for start in (ONES, on((0, 0), (7, 7)), on(*BLOCK)):
         left = minimal_mask(judge, start, 1)
         assert left.sum() == 1 and not (left.bool() & ~start.bool()).any()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_cells_are_asked_from_the_outside_in(seed):
+    """Whatever the order given: of a square none makes a hole, of a ring one must open it."""
+    full, ring = square(1, 1, 5, 5, side=8), square(1, 1, 5, 5, side=8) - square(2, 2, 3, 3, side=8)
+    for mask in (full, ring):
+        places = mask[0, 0].nonzero()
+        order = torch.randperm(len(places), generator=torch.Generator().manual_seed(seed))
+        parts = [on(*[place.tolist()]).bool()[0] for place in places[order]]
+        asked = deletion._outside_in(mask, parts)
+        assert len(asked) == len(parts) and {id(p) for p in asked} == {id(p) for p in parts}
+        counts = [deletion._regions(mask[0, 0].numpy() > 0)]
+        for part in asked:
+            mask = mask * ~part
+            counts.append(deletion._regions(mask[0, 0].numpy() > 0))
+        assert counts == sorted(counts, reverse=True)
+    # at the end of a line the middle cell waits; where all would break it, the order stays
+    line = on((0, 0), (0, 1), (0, 2))
+    middle, end = on((0, 1)).bool()[0], on((0, 0)).bool()[0]
+    assert deletion._outside_in(line, [middle, end])[0] is end
+    assert deletion._outside_in(line, [middle]) == [middle]
