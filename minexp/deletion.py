@@ -9,6 +9,7 @@ import torch
 from scipy import ndimage
 from torch import Tensor
 
+from minexp.masking import components
 from minexp.minimality import CHUNK, active_cells, cell_side, without_cells
 from minexp.sufficiency import Judge
 
@@ -139,16 +140,15 @@ def _outside_in(mask: Tensor, parts: list[Tensor]) -> list[Tensor]:
     the rest: blocks that are not simple, as digital topology says of pixels (Kong and Rosenfeld
     1989).
     """
-    left, ordered, waiting = mask[0, 0].bool().cpu().numpy(), [], list(parts)
-    count = _regions(left)
+    ordered, waiting, count = [], list(parts), _regions(mask)
     while waiting:
         put_off = []
         for part in waiting:
-            fewer = left & ~part[0].cpu().numpy()
+            fewer = mask * ~part
             if (regions := _regions(fewer)) > count:
                 put_off.append(part)
             else:
-                left, count = fewer, regions
+                mask, count = fewer, regions
                 ordered.append(part)
         if len(put_off) == len(waiting):
             return ordered + put_off
@@ -156,9 +156,10 @@ def _outside_in(mask: Tensor, parts: list[Tensor]) -> list[Tensor]:
     return ordered
 
 
-def _regions(mask: np.ndarray) -> int:
-    """The 4-connected regions of a mask (H, W) bool and the 8-connected ones of all else."""
-    return ndimage.label(mask)[1] + ndimage.label(~mask, np.ones((3, 3)))[1]
+def _regions(mask: Tensor) -> int:
+    """The 4-connected regions of a mask (1, 1, H, W) and the 8-connected ones of all else."""
+    rest = mask[0, 0].cpu().numpy() == 0
+    return components(mask) + ndimage.label(rest, np.ones((3, 3)))[1]
 
 
 def _components(mask: Tensor) -> list[Tensor]:

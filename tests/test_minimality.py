@@ -400,13 +400,13 @@ def test_cells_are_asked_from_the_outside_in(seed):
     for mask in (full, ring):
         places = mask[0, 0].nonzero()
         order = torch.randperm(len(places), generator=torch.Generator().manual_seed(seed))
-        parts = [on(*[place.tolist()]).bool()[0] for place in places[order]]
+        parts = [on(place).bool()[0] for place in places[order].tolist()]
         asked = deletion._outside_in(mask, parts)
         assert len(asked) == len(parts) and {id(p) for p in asked} == {id(p) for p in parts}
-        counts = [deletion._regions(mask[0, 0].numpy() > 0)]
+        counts = [deletion._regions(mask)]
         for part in asked:
             mask = mask * ~part
-            counts.append(deletion._regions(mask[0, 0].numpy() > 0))
+            counts.append(deletion._regions(mask))
         assert counts == sorted(counts, reverse=True)
     # at the end of a line the middle cell waits; where all would break it, the order stays
     line = on((0, 0), (0, 1), (0, 2))
