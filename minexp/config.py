@@ -54,8 +54,9 @@ class ExplainConfig:
         learning_rate: of the U-Net's weights.
         grid: side of the square grid of mask logits, at most the image's side; None: 56, or the
             image's side where that is less. The mask itself has the image's size.
-        adapt: if True the area weight acts only while the mask exceeds a budget, which shrinks
-            while the mask is feasible and grows while it is not; if False it acts always.
+        adapt: if True the area weight acts, and total variation's in full, only while the mask
+            exceeds a budget, which shrinks while the mask is feasible and grows while it is not;
+            if False both act always.
         criterion: "label" or "confidence" (also at least the image's own confidence).
         confidence_slack: how far below the image's the masked image's confidence may lie; where
             the image's is 0.9999, as on digits, "at least" leaves nothing to remove.
@@ -77,7 +78,7 @@ class ExplainConfig:
     adapt: bool = True
     criterion: str = "confidence"
     confidence_slack: float = 0.0
-    noise_draws: int = 32
+    noise_draws: int = 64
     noise_lead: float = 1.5
     minimal: bool = True
     cell: int | None = None
@@ -179,7 +180,7 @@ class Preset:
 
 PRESETS: Mapping[str, Preset] = MappingProxyType(
     {
-        "default": Preset(ExplainConfig(), "minexp; adapted area weight, chosen on photographs"),
+        "default": Preset(ExplainConfig(), "minexp; adapted weights, chosen on photographs"),
         "digits": Preset(
             ExplainConfig(
                 weights=LossWeights(0.2, 1.0, 0.4, 100.0, 0.3, 4.0, 6.0),
@@ -188,7 +189,7 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
                 noise_draws=32,
                 noise_lead=0.0,
             ),
-            "minexp; adapted area weight, settled on training digits",
+            "minexp; adapted weights, settled on training digits",
         ),
         "house_finch": Preset(
             _paper(1.0, 4.0, 0.4, 15.0, 0.3, 15.0, 6.0), "paper 000, section 6.1"

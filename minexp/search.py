@@ -18,6 +18,7 @@ BUDGET_START, BUDGET_SHRINK, BUDGET_GROW = 0.8, 0.95, 1.02  # fractions of all p
 DEFAULT_GRID = 56
 SPARE = 2.0  # logits by which a step's background must be won beyond what all must be
 SHARE = 0.75  # at most: of the image's own lead
+REST = 0.2  # of total variation's weight, while the mask is within its budget
 STREAK = 3  # steps in a row that pass, each on a background of its own, make a mask promising
 
 
@@ -120,9 +121,14 @@ def _forward(
 
 
 def _weights_now(config: ExplainConfig, area: float, budget: float) -> LossWeights:
-    """The step's lambdas: fixed ones, or no area weight while the mask is within its budget."""
+    """The step's lambdas: fixed ones, or, while the mask is within its budget, hardly any pull.
+
+    There the area term rests, and total variation nearly: its pull is inwards too (the shortest
+    outline is none), and at full strength a mask that fails can never grow where it needs to.
+    """
     if config.adapt and area <= budget:
-        return replace(config.weights, area=0.0)
+        outline = REST * config.weights.total_variation
+        return replace(config.weights, area=0.0, total_variation=outline)
     return config.weights
 
 

@@ -13,7 +13,7 @@ from minexp.config import ExplainConfig, LossWeights, configure, preset
 from minexp.errors import InputError
 from minexp.explain import Explanation, explain
 from minexp.masking import apply_mask
-from minexp.search import STREAK, _weights_now
+from minexp.search import REST, STREAK, _weights_now
 from minexp.sufficiency import TOLERANCE, check_mask, is_feasible
 
 QUICK = configure(
@@ -265,12 +265,16 @@ def test_fixed_lambdas_stay(area):
     assert config.weights.area == 15
 
 
-def test_the_adapted_area_weight_switches_at_the_budget():
+def test_the_adapted_weights_rest_within_the_budget():
     config = ExplainConfig()
     assert _weights_now(config, 0.31, 0.3) == config.weights
     for area in (0.3, 0.29, 0.0):
         now = _weights_now(config, area, 0.3)
-        assert now.area == 0 and replace(now, area=config.weights.area) == config.weights
+        assert now.area == 0
+        assert now.total_variation == REST * config.weights.total_variation > 0
+        assert replace(now, area=60, total_variation=50) == replace(
+            config.weights, area=60, total_variation=50
+        )
 
 
 @pytest.mark.parametrize(
