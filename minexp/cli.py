@@ -162,6 +162,8 @@ def _explain_one(reference: str, *, name: str, config, out: Path, force: bool, l
             f"on noise {record['noise_confidence']:.2f}"
         )
         bar.update()
+        if config.minimal and record["step"] == config.steps - 1:
+            bar.set_description(f"{stem(reference)}: cutting")
 
     with bar:
         result, made = results.explain_to_files(
@@ -229,6 +231,7 @@ def _train(options: argparse.Namespace) -> int:
 
 
 def _bench(options: argparse.Namespace) -> int:
+    import torch
     from tqdm import tqdm
 
     from minexp import bench, jobs, suites, summary
@@ -239,6 +242,7 @@ def _bench(options: argparse.Namespace) -> int:
         methods=options.methods.split(",") if options.methods else None,
         every=_every(options.every),
     )  # fmt: skip
+    torch.set_num_threads(1)  # as in every worker: seconds are compared
     with tqdm(total=len(references) * len(methods), unit="image") as bar:
 
         def show(folder: str, _rows: list[dict]) -> None:

@@ -55,8 +55,8 @@ class ExplainConfig:
         grid: side of the square grid of mask logits, at most the image's side; None: 56, or the
             image's side where that is less. The mask itself has the image's size.
         adapt: if True the area weight acts, and total variation's in full, only while the mask
-            exceeds a budget, which shrinks while the mask is feasible and grows while it is not;
-            if False both act always.
+            exceeds a budget, which shrinks after three passing steps in a row and grows after one
+            that does not pass; if False both act always.
         criterion: "label" or "confidence" (also at least the image's own confidence).
         confidence_slack: how far below the image's the masked image's confidence may lie; where
             the image's is 0.9999, as on digits, "at least" leaves nothing to remove.
@@ -184,7 +184,6 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
         "digits": Preset(
             ExplainConfig(
                 weights=LossWeights(0.2, 1.0, 0.4, 100.0, 0.3, 4.0, 6.0),
-                steps=300,
                 confidence_slack=0.05,
                 noise_draws=32,
                 noise_lead=0.0,

@@ -71,10 +71,13 @@ def benchmark() -> str:
     rows, numbers = read(BENCH / "photographs")
     finished = numbers["methods"]["ours"]["images"]
     few = read(BENCH / "slow")[1]
+    beside = [
+        f"{name} on {few['paired'].get(method, {}).get('area', {}).get('pairs', 0)}"
+        for name, method in (("extremal perturbation", "extremal"), ("ReX", "rex"))
+    ]
     return (
         f"{goals.table(goals.reached(rows, numbers, few))}\n\n"
-        f"{finished} of {numbers['images']} photographs; extremal perturbation and ReX, beside "
-        f"ours, on {few['images']}."
+        f"{finished} of {numbers['images']} photographs; beside ours, {' and '.join(beside)}."
     )
 
 

@@ -166,11 +166,15 @@ def as_csv(rows: Sequence[Mapping], columns: Sequence[str]) -> str:
 
 
 def table(summary: Mapping) -> str:
-    """A Markdown table of a summary's medians [95 % intervals] and failures, a line a method."""
+    """A Markdown table of a summary's failures and medians [95 % intervals], a line a method.
+
+    Means are the label kept on noise and the share of active cells that could go.
+    """
     lines = [
         "| method | images | not finished | label lost on noise | whole image | area | pieces "
-        "| on noise | insertion | deletion | seconds | forward | backward | area / ours |",
-        "|" + "---|" * 14,
+        "| on noise | removable | insertion | deletion | seconds | forward | backward "
+        "| area / ours |",
+        "|" + "---|" * 15,
     ]
     for name, numbers in summary["methods"].items():
         failures = numbers["failures"]
@@ -181,7 +185,7 @@ def table(summary: Mapping) -> str:
             *(str(failures["noise_lost"]), str(failures["whole_image"])),
             shown(numbers["area_median"], ".1%"),
             shown(numbers["components_median"], ".0f"),
-            shown(numbers["noise_kept_mean"], ".0%"),
+            *(shown(numbers[f"{k}_mean"], ".0%") for k in ("noise_kept", "removable")),
             *(shown(numbers[f"{k}_median"], ".2f") for k in ("insertion", "deletion")),
             shown(numbers["seconds_median"], ".1f"),
             *(shown(numbers[f"{k}_passes_median"], ".0f") for k in ("forward", "backward")),
@@ -205,7 +209,9 @@ def read(folder: Path) -> tuple[list[dict], dict]:
     Raises InputError where the folder has no table.
     """
     if not (folder / "summary.json").is_file():
-        raise InputError(f"{folder}: no table; write it with: minexp bench --out {folder.name}")
+        raise InputError(
+            f"{folder}: no table; write it with: minexp bench --suite SUITE --out {folder}"
+        )
     with (folder / "results.csv").open(encoding="utf-8", newline="") as file:
         rows = [
             {name: cell if name in NAMES else _typed(cell) for name, cell in row.items()}
