@@ -135,14 +135,17 @@ def test_weight_from_zero_up_is_accepted(name, value):
 BAD_FIELDS = [
     *[
         (name, value)
-        for name in ("steps", "grid", "noise_draws", "seed")
+        for name in ("steps", "grid", "noise_draws", "cell", "seed")
         for value in (-1, 1.0, math.nan, True, "5", 2**31 - 1)
     ],
     *[(name, None) for name in ("steps", "noise_draws", "seed")],
     ("steps", 0),
     ("grid", 0),
+    ("cell", 0),
     *[("learning_rate", value) for value in (0, -1e-3, math.nan, math.inf, True, "0.1", None)],
-    *[("adapt", value) for value in (0, 1, "true", None)],
+    *[(name, value) for name in ("adapt", "minimal") for value in (0, 1, "true", None)],
+    *[("noise_lead", value) for value in (-0.1, math.nan, math.inf, True, "1", None)],
+    *[("confidence_slack", value) for value in (-0.1, 1.1, math.nan, math.inf, True, "1", None)],
     *[("criterion", value) for value in ("", "Label", "logit", 1, None, math.nan)],
 ]
 
