@@ -40,7 +40,7 @@ def photographs() -> str:
         f"Label kept on {ours['noise_kept_mean']['value']:.1%} of 32 fresh Gaussian backgrounds "
         f"on average, {worst:.0%} on the worst photograph. "
         f"{ours['seconds_median']['value']:.0f} s a photograph (median; slowest {slowest:.0f} s), "
-        f"{summary['threads']} threads, {summary['processors']} cores.",
+        f"threads: {summary['threads']}, cores: {summary['processors']}.",
     ]
     return "\n".join(lines)
 
