@@ -206,7 +206,7 @@ def test_two_jobs_print_in_order_and_write_all(here, capsys):
     folder = here / "out"  # absolute: workers that another test started have its directory
     code, out, _ = run("explain", *digits, *QUICK, "--jobs", "2", "--out", folder, capsys=capsys)
     assert code == 0 and [line.rpartition(": ")[0] for line in out.splitlines()] == digits
-    assert len(list((here / "out").iterdir())) == 4 * 3
+    assert len(list((here / "out").iterdir())) == 5 * 3  # JSON, mask, explanation, panel, history
     assert run("verify", *sorted((here / "out").glob("*.json")), capsys=capsys)[0] == 0
 
 
