@@ -222,7 +222,7 @@ def _train(options: argparse.Namespace) -> int:
 
         def show(done: int, total: int, accuracy: float) -> None:
             bar.total = total
-            bar.set_postfix_str(f"test accuracy {accuracy:.3f}")
+            bar.set_postfix_str(f"accuracy on augmented training pictures {accuracy:.3f}")
             bar.update(done - bar.n)
 
         card = training.train(options.name, options.seed, show)

@@ -16,6 +16,11 @@ def home() -> Path:
     return Path(os.environ.get("MINEXP_HOME") or Path.home() / ".cache" / "minexp")
 
 
+def offline() -> bool:
+    """Whether ``MINEXP_OFFLINE`` forbids the network: set, and neither empty nor 0."""
+    return os.environ.get("MINEXP_OFFLINE", "") not in ("", "0")
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; on success it takes the final name, else it goes.

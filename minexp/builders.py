@@ -1,0 +1,90 @@
+"""The networks trained here: architectures without weights, and where their weights lie.
+
+Small relatives of the networks paper 000 names (section 4), built from timm's own blocks, so that
+what holds for them (names of layers, taps, attention) holds for the large ones. Those for CIFAR-10
+begin at full resolution, as 32 x 32 pixels ask for: no stride in a stem, no pooling.
+"""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import timm
+from timm.models.convnext import ConvNeXt
+from timm.models.resnet import BasicBlock, ResNet
+from timm.models.vision_transformer import VisionTransformer
+from torch import nn
+
+from minexp import paths
+
+
+def mnist_cnn() -> nn.Sequential:
+    """The paper's custom three-layer CNN on MNIST (sections 4 and 6.3): (N, 1, 28, 28) -> (N, 10).
+
+    Three convolutions with ReLU, then one linear layer; input in [0, 1] without normalisation.
+    The paper prints no widths; these are ours.
+    """
+    return nn.Sequential(
+        nn.Conv2d(1, 16, 5, stride=2, padding=2),  # (N, 16, 14, 14)
+        nn.ReLU(),
+        nn.Conv2d(16, 32, 3, padding=1),  # (N, 32, 14, 14)
+        nn.ReLU(),
+        nn.Conv2d(32, 64, 3, stride=2, padding=1),  # (N, 64, 7, 7)
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(64 * 7 * 7, 10),
+    )
+
+
+def mnist_vit() -> nn.Module:
+    """A vision transformer (Dosovitskiy et al., ICLR 2021) of 49 patches of 4 x 4 pixels."""
+    return VisionTransformer(
+        img_size=28, patch_size=4, in_chans=1, num_classes=10,
+        embed_dim=64, depth=4, num_heads=4, mlp_ratio=2,
+    )  # fmt: skip
+
+
+def resnet18_cifar10() -> nn.Module:
+    """ResNet-18 (He et al., CVPR 2016) of half the width: (N, 3, 32, 32) -> (N, 10)."""
+    widths = (32, 64, 128, 256)
+    module = ResNet(BasicBlock, (2, 2, 2, 2), num_classes=10, channels=widths)
+    module.conv1 = nn.Conv2d(3, 32, 3, padding=1, bias=False)
+    module.bn1 = nn.BatchNorm2d(32)
+    module.maxpool = nn.Identity()
+    # timm's stem is 64 wide whatever the stages are, and so is its first block's shortcut
+    module.layer1[0] = BasicBlock(32, 32)
+    return module
+
+
+def mobilenetv3_cifar10() -> nn.Module:
+    """MobileNetV3-Large (Howard et al., ICCV 2019) of three quarters of the width."""
+    module = timm.create_model("mobilenetv3_large_075", pretrained=False, num_classes=10)
+    module.conv_stem.stride = (1, 1)
+    return module
+
+
+def convnext_cifar10() -> nn.Module:
+    """ConvNeXt (Liu et al., CVPR 2022) of ten blocks, its stem patches of 2 x 2 pixels."""
+    return ConvNeXt(num_classes=10, depths=(2, 2, 4, 2), dims=(48, 96, 192, 384), patch_size=2)
+
+
+def vit_cifar10() -> nn.Module:
+    """A vision transformer of six blocks on 64 patches of 4 x 4 pixels."""
+    return VisionTransformer(
+        img_size=32, patch_size=4, num_classes=10,
+        embed_dim=144, depth=6, num_heads=3, mlp_ratio=3,
+    )  # fmt: skip
+
+
+BUILDERS: Mapping[str, Callable[[], nn.Module]] = {
+    "mnist_cnn": mnist_cnn,
+    "mnist_vit": mnist_vit,
+    "resnet18_cifar10": resnet18_cifar10,
+    "mobilenetv3_cifar10": mobilenetv3_cifar10,
+    "convnext_cifar10": convnext_cifar10,
+    "vit_cifar10": vit_cifar10,
+}
+
+
+def weights_file(name: str) -> Path:
+    """Where ``minexp train NAME`` writes and ``load_model`` reads; the card lies beside it."""
+    return paths.DATA / f"{name}.safetensors"
