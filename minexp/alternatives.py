@@ -7,11 +7,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from minexp.classifier import Classifier
 from minexp.config import ExplainConfig
 from minexp.errors import InputError
 from minexp.explain import Explanation, explain
 from minexp.minimality import active_cells, cell_side, without_cells
-from minexp.models import Classifier
 from minexp.sufficiency import Judge
 
 

@@ -16,9 +16,9 @@ from captum.attr import IntegratedGradients, LayerGradCam, Occlusion
 from torch import Tensor
 
 from minexp import taps
+from minexp.classifier import Classifier
 from minexp.errors import InputError
 from minexp.masking import apply_mask
-from minexp.models import Classifier
 from minexp.sufficiency import probability
 
 

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from minexp import taps
+from minexp.classifier import Classifier, folded
 from minexp.config import ExplainConfig
 from minexp.deletion import minimal_mask
 from minexp.errors import InputError
 from minexp.masking import apply_mask
 from minexp.minimality import Certificate, cell_side, certify
-from minexp.models import Classifier, folded
 from minexp.search import Seen, Target, search
 from minexp.sufficiency import Judge, check_mask, probability
 

@@ -7,8 +7,9 @@ from functools import cache
 import torch
 from joblib import Parallel, delayed, parallel_config
 
+from minexp.classifier import Classifier
 from minexp.errors import InputError
-from minexp.models import Classifier, load_model
+from minexp.models import load_model
 
 BACKENDS = ("loky", "dask")
 

@@ -4,7 +4,7 @@ import torch
 from scipy import ndimage
 from torch import Tensor
 
-from minexp.models import Classifier
+from minexp.classifier import Classifier
 
 
 def apply_mask(image: Tensor, mask: Tensor, background: Tensor | float = 0.0) -> Tensor:

@@ -18,10 +18,10 @@ from scipy import ndimage, sparse
 from scipy.sparse.linalg import spsolve
 from torch import Tensor
 
+from minexp.classifier import Classifier
 from minexp.config import CRITERIA
 from minexp.errors import InputError
 from minexp.masking import apply_mask
-from minexp.models import Classifier
 from minexp.sufficiency import CHECK_SEED, TOLERANCE
 
 BATCH = 8  # images a forward pass: memory does not grow with areas, steps or draws

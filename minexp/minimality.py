@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from minexp.classifier import Classifier
 from minexp.errors import InputError
-from minexp.models import Classifier
 from minexp.sufficiency import Judge
 
 CELLS_A_SIDE = 28  # of the default grid: 8 x 8 pixels of a 224 x 224 image, single ones of a digit

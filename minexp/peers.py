@@ -19,12 +19,12 @@ import torch
 from torch import Tensor
 
 from minexp import baselines, metrics, taps
+from minexp.classifier import Classifier, folded
 from minexp.config import CRITERIA
 from minexp.errors import InputError, RunError
 from minexp.masking import apply_mask
 from minexp.metrics import BATCH
 from minexp.minimality import active_cells, without_cells
-from minexp.models import Classifier, folded
 from minexp.paths import ROOT, replacing, write_text
 from minexp.references import open_reference, stem
 from minexp.sufficiency import TOLERANCE, check_mask

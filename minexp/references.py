@@ -9,8 +9,8 @@ from PIL import Image
 from torch import Tensor
 
 from minexp import images, mnist, samples
+from minexp.classifier import Classifier
 from minexp.errors import InputError
-from minexp.models import Classifier
 
 
 def open_reference(reference: str, model: Classifier) -> tuple[Tensor, str]:

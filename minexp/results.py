@@ -19,12 +19,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from minexp.classifier import Classifier
 from minexp.config import ExplainConfig
 from minexp.errors import InputError, RunError
 from minexp.explain import Explanation, check_settings, explain
 from minexp.masking import apply_mask
 from minexp.minimality import Certificate
-from minexp.models import Classifier
 from minexp.paths import ROOT, replacing, write_text
 from minexp.references import beside, check_distinct, open_reference, stem
 from minexp.sufficiency import Check, check_mask

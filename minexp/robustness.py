@@ -9,10 +9,10 @@ import torch
 from scipy import ndimage
 from torch import Tensor
 
+from minexp.classifier import Classifier
 from minexp.errors import InputError
 from minexp.masking import apply_mask, gaussian_background
 from minexp.metrics import BATCH, probabilities
-from minexp.models import Classifier
 from minexp.sufficiency import CHECK_SEED
 
 BLUR, PATCH, SIDE = 10, 32, 224  # a fill's sigma and patch, in pixels of an image of this side

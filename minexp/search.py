@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from minexp import losses, taps
+from minexp.classifier import Classifier
 from minexp.config import ExplainConfig, LossWeights
 from minexp.masking import apply_mask, binarize, gaussian_background
 from minexp.masknet import UNet
-from minexp.models import Classifier
 from minexp.sufficiency import lead, lowest_confidence, room
 
 BIAS_LEARNING_RATE = 0.2  # of the untied bias, in logits a step: a cell can flip in a few steps

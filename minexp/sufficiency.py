@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from minexp.classifier import Classifier
 from minexp.config import ExplainConfig
 from minexp.masking import apply_mask, components, gaussian_background
-from minexp.models import Classifier
 
 TOLERANCE = 1e-5  # of confidences: the same image in another batch differs by float32 rounding
 CHECK_SEED = 2**31  # the noise of check_mask, never that of any optimisation

@@ -58,7 +58,7 @@ RECIPES: Mapping[str, Recipe] = {
     "mnist_vit": Recipe("mnist", 40, 100, "muon", 3e-3, 0.05),
     "resnet18_cifar10": Recipe("cifar10", 12, 256, "sgd", 0.3, 5e-4, 0.1, 3, 5),
     "mobilenetv3_cifar10": Recipe("cifar10", 14, 128, "sgd", 0.2, 2e-4, 0.1, 3, 6),
-    "convnext_cifar10": Recipe("cifar10", 16, 128, "muon", 2e-3, 0.05, 0.1, 3),
+    "convnext_cifar10": Recipe("cifar10", 14, 128, "adamw", 2e-3, 0.05, 0.1, 3),
     "vit_cifar10": Recipe("cifar10", 16, 128, "muon", 2e-3, 0.05, 0.1, 3),
 }
 
@@ -239,6 +239,7 @@ def _resume(state: Path, plan: Recipe, parts: list) -> list[dict]:
 
 def _accuracy(module: nn.Module, x: Tensor, y: Tensor) -> float:
     module.eval()
+    batches = zip(x.split(500), y.split(500), strict=True)
     with torch.no_grad():
-        right = [(module(a).argmax(1) == b).sum() for a, b in zip(x.split(500), y.split(500))]
+        right = [(module(a).argmax(1) == b).sum() for a, b in batches]
     return sum(right).item() / len(y)

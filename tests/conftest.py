@@ -4,10 +4,12 @@ import pytest
 
 from minexp import images, models, samples
 
+USABLE = tuple(name for name in models.available() if models.usable_offline(name))
 
-@pytest.fixture(scope="session", params=models.available())
+
+@pytest.fixture(scope="session", params=USABLE)
 def model(request):
-    """Every registered classifier in turn, with its pretrained weights."""
+    """Every registered classifier whose weights are here, in turn, with these weights."""
     return models.load_model(request.param)
 
 

@@ -10,12 +10,12 @@ from torch import nn
 
 from minexp import references, taps
 from minexp.alternatives import Curve, confidence_area_curve, disjoint, envelope
+from minexp.classifier import Classifier
 from minexp.config import configure, preset
 from minexp.errors import InputError
 from minexp.explain import explain
 from minexp.masking import apply_mask
 from minexp.minimality import active_cells
-from minexp.models import Classifier
 from minexp.sufficiency import is_feasible
 
 QUICK = configure(preset("digits"), {"steps": 8, "criterion": "label", "noise_draws": 0, "cell": 2})

@@ -12,8 +12,8 @@ from torch import nn
 
 from minexp import baselines, references
 from minexp.baselines import area_penalty, extremal_map, extremal_perturbation, smooth_max
+from minexp.classifier import Classifier
 from minexp.errors import InputError
-from minexp.models import Classifier
 
 SIZE = (16, 14)
 METHODS = {

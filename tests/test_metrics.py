@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from minexp import metrics, references, robustness
+from minexp.classifier import Classifier
 from minexp.errors import InputError
 from minexp.masking import gaussian_background
 from minexp.metrics import (
@@ -27,7 +28,6 @@ from minexp.metrics import (
     smallest_areas,
     top,
 )
-from minexp.models import Classifier
 from minexp.robustness import (
     FIXED,
     RANDOM,

@@ -7,11 +7,11 @@ import torch
 from torch import nn
 
 from minexp import deletion, minimality, references
+from minexp.classifier import Classifier
 from minexp.config import ExplainConfig
 from minexp.deletion import minimal_mask
 from minexp.errors import InputError
 from minexp.minimality import active_cells, cell_side, certify, without_cells
-from minexp.models import Classifier
 from minexp.sufficiency import TOLERANCE, Judge, is_feasible
 
 QUIET = ExplainConfig(criterion="label", noise_draws=0)

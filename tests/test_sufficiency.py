@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from minexp import references, sufficiency
+from minexp.classifier import Classifier
 from minexp.config import ExplainConfig
-from minexp.models import Classifier
 from minexp.sufficiency import Judge, check_mask, is_feasible, lead, noise_kept, room
 
 
