@@ -86,7 +86,7 @@ def disjoint(
     if most < 1 or not 0 < budget <= 1:
         raise InputError(f"most={most}, budget={budget}: expected most >= 1, 0 < budget <= 1")
     config = config or ExplainConfig()
-    cell = cell_side(model, config.cell)
+    cell = cell_side(model, config.deleted)
     allowed = torch.ones(1, 1, *model.size, device=model.device)
     found: list[Explanation] = []
     while len(found) < most and allowed.any():

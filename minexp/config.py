@@ -11,7 +11,7 @@ from minexp.errors import InputError
 MOST = 2**31 - 2  # of any count; the backgrounds of a seed's final test have the seed after it
 CRITERIA = ("label", "confidence")
 _COUNTS = (  # of ExplainConfig: the field and its least value
-    *(("steps", 1), ("grid", 8), ("noise_draws", 0), ("cell", 1), ("seed", 0)),
+    *(("steps", 1), ("grid", 8), ("noise_draws", 0), ("cell", 1), ("patch", 1), ("seed", 0)),
 )
 ALIASES = MappingProxyType(  # the paper's subscripts
     {
@@ -66,8 +66,11 @@ class ExplainConfig:
             the backgrounds it was tried on; room on few says more of fresh ones than none on many.
         minimal: whether to delete from the mask found what the criterion does not need, cell by
             cell, and to certify the result (:mod:`minexp.minimality`).
-        cell: side of those cells in pixels; None: a 28th of the image's side.
+        cell: side of those cells in pixels; None: the patch's, or a 28th of the image's side.
+        patch: side in pixels of squares that are on or off as a whole, as a transformer's patches
+            are seen; None: the mask's outlines are free.
         seed: of the network's start and of all noise.
+        taps: names of the submodules whose activations are matched; None: the model's own.
         tap_weights: alpha_l per tap name; taps not named count 1.
     """
 
@@ -82,13 +85,15 @@ class ExplainConfig:
     noise_lead: float = 1.5
     minimal: bool = True
     cell: int | None = None
+    patch: int | None = None
     seed: int = 0
+    taps: tuple[str, ...] | None = None
     tap_weights: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name, least in _COUNTS:
             value = getattr(self, name)
-            if name in ("grid", "cell") and value is None:
+            if name in ("grid", "cell", "patch") and value is None:
                 continue
             if type(value) is not int or not least <= value <= MOST:
                 raise InputError(f"{name}={value!r}: expected an integer from {least} to {MOST}")
@@ -105,6 +110,13 @@ class ExplainConfig:
                 raise InputError(f"{name}={getattr(self, name)!r}: expected true or false")
         if self.criterion not in CRITERIA:
             raise InputError(f"criterion={self.criterion!r}: expected one of {', '.join(CRITERIA)}")
+        if self.patch is not None and self.grid is not None:
+            raise InputError(f"patch={self.patch}, grid={self.grid}: expected one of the two")
+        if self.taps is not None:
+            named = isinstance(self.taps, tuple | list) and len(self.taps) > 0
+            if not named or not all(isinstance(tap, str) for tap in self.taps):
+                raise InputError(f"taps={self.taps!r}: expected names of submodules")
+            object.__setattr__(self, "taps", tuple(self.taps))
         if not isinstance(self.weights, LossWeights):
             raise InputError(f"weights={self.weights!r}: expected LossWeights")
         if not isinstance(self.tap_weights, Mapping):
@@ -115,6 +127,11 @@ class ExplainConfig:
             if not _is_number(alpha) or not math.isfinite(alpha) or alpha < 0:
                 raise InputError(f"tap weight {tap}={alpha!r}: expected a number >= 0")
 
+    @property
+    def deleted(self) -> int | None:
+        """The side asked for of the cells that are deleted: ``cell``, else ``patch``."""
+        return self.patch if self.cell is None else self.cell
+
 
 def _is_number(value: object) -> bool:
     number = isinstance(value, int | float) and not isinstance(value, bool)
@@ -124,12 +141,15 @@ def _is_number(value: object) -> bool:
 def configure(config: ExplainConfig, changes: Mapping[str, object]) -> ExplainConfig:
     """``config`` with fields changed by name: a loss weight's, or one of ExplainConfig's own.
 
-    The paper's short names (:data:`ALIASES`) serve too: ``tv`` is ``total_variation``.
+    The paper's short names (:data:`ALIASES`) serve too: ``tv`` is ``total_variation``. ``taps``
+    may be one text, names joined by commas.
 
     Raises:
         InputError: an unknown name, or a value out of range.
     """
     changes = {ALIASES.get(name, name): value for name, value in changes.items()}
+    if isinstance(changes.get("taps"), str):
+        changes["taps"] = tuple(changes["taps"].split(","))
     weight_names = {item.name for item in fields(LossWeights)}
     own_names = {item.name for item in fields(ExplainConfig)} - {"weights"}
     unknown = sorted(changes.keys() - weight_names - own_names)
@@ -190,6 +210,10 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
             ),
             "minexp; adapted weights, settled on training digits",
         ),
+        "small": Preset(
+            ExplainConfig(weights=LossWeights(total_variation=70.0)),
+            "minexp; the default for pictures of 32 pixels",
+        ),
         "house_finch": Preset(
             _paper(1.0, 4.0, 0.4, 15.0, 0.3, 15.0, 6.0), "paper 000, section 6.1"
         ),
@@ -222,3 +246,14 @@ def preset(name: str) -> ExplainConfig:
     if name not in PRESETS:
         raise InputError(f"unknown preset {name!r}; choose one of: {', '.join(PRESETS)}")
     return PRESETS[name].config
+
+
+def default_preset(size: Sequence[int], channels: int) -> str:
+    """The preset that suits a model's input (H, W): grayscale digits, small pictures, photographs.
+
+    An outline weighs more in few pixels, and a digit's confidence lies so close to 1 that no pixel
+    could go without some slack.
+    """
+    if max(size) <= 28 and channels == 1:
+        return "digits"
+    return "small" if max(size) <= 64 else "default"

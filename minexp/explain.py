@@ -3,15 +3,15 @@
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import ModuleType
 
 import torch
 from torch import Tensor
 
 from minexp import taps
-from minexp.classifier import Classifier, folded
-from minexp.config import ExplainConfig
+from minexp.classifier import Classifier, checked_taps, folded
+from minexp.config import ExplainConfig, default_preset, preset
 from minexp.deletion import minimal_mask
 from minexp.errors import InputError
 from minexp.masking import apply_mask
@@ -66,7 +66,8 @@ def explain(
     Args:
         model: a frozen classifier; its device is used.
         image: normalised input (1, C, H, W).
-        config: see :class:`minexp.config.ExplainConfig`; None: the default preset.
+        config: see :class:`minexp.config.ExplainConfig`; None: the preset for the model's input
+            size (:func:`minexp.config.default_preset`).
         label: the class to explain; None: the top-1 class of the image.
         allowed: (1, 1, H, W), the pixels a mask may use; None: all.
         on_step: called with each step's record.
@@ -76,9 +77,11 @@ def explain(
             finer than the image, the label is out of range, a tap weight
             names no tap, or the model is not frozen.
     """
-    config = config or ExplainConfig()
+    config = config or preset(default_preset(model.size, len(model.mean)))
     started = time.perf_counter()
     image = _checked_image(model, image, config)
+    if config.taps is not None:
+        model = replace(model, taps=checked_taps(model, config.taps))
     if allowed is not None and allowed.shape != (1, 1, *model.size):
         raise InputError(f"allowed of shape {tuple(allowed.shape)}: expected (1, 1, H, W)")
     fast = folded(model, image)
@@ -89,7 +92,7 @@ def explain(
     with taps.count(model.module) as more:
         certificate = None
         if feasible and config.minimal:  # by the model itself: what is reported holds for it
-            certificate = certify(Judge(model, image, target.label, config), mask, config.cell)
+            certificate = certify(Judge(model, image, target.label, config), mask, config.deleted)
         check = check_mask(model, image, mask, target.label, draws=0)
     return Explanation(
         mask=mask,
@@ -122,13 +125,21 @@ def _checked_image(model: Classifier, image: Tensor, config: ExplainConfig) -> T
 
 
 def check_settings(model: Classifier, config: ExplainConfig) -> None:
-    """Raise InputError where a setting does not fit the model: the grid's side, a tap's name."""
+    """Raise InputError where a setting does not fit the model: grid, cell, patch, a tap's name."""
     side = min(model.size)
     cell_side(model, config.cell)
+    if config.patch is not None:
+        if model.size[0] != model.size[1] or side % config.patch or config.patch == side:
+            raise InputError(
+                f"patch={config.patch}: expected a part of the square image's side {side}"
+            )
+        if config.cell is not None and config.cell % config.patch:
+            raise InputError(f"cell={config.cell}: expected a multiple of patch={config.patch}")
     if config.grid is not None and config.grid > side:
         raise InputError(f"grid={config.grid}: expected at most the image's side {side}")
-    if unknown := config.tap_weights.keys() - set(model.taps):
-        taps_there = ", ".join(model.taps)
+    matched = model.taps if config.taps is None else checked_taps(model, config.taps)
+    if unknown := config.tap_weights.keys() - set(matched):
+        taps_there = ", ".join(matched)
         raise InputError(f"tap_weights: no tap {min(unknown)!r} of {model.name}: {taps_there}")
 
 
@@ -161,7 +172,7 @@ def _choose(
             best = max(seen, key=lambda s: s.confidence)
             mask = best.mask.to(everything.dtype)
             return mask, judge.feasible(mask)
-    return (minimal_mask(judge, mask, config.cell) if config.minimal else mask), True
+    return (minimal_mask(judge, mask, config.deleted) if config.minimal else mask), True
 
 
 def _smallest_feasible(judge: Judge, seen: list[Seen]) -> Tensor | None:

@@ -23,12 +23,20 @@ class UNet(nn.Module):
         size: of the image, (H, W).
         grid: side of the square grid of logits.
         width: channels at full grid resolution; doubled at each of the three levels below.
+        mode: of interpolation from the grid to the image, "bilinear" or "nearest".
     """
 
-    def __init__(self, channels: int, size: tuple[int, int], grid: int, width: int = 16):
+    def __init__(
+        self,
+        channels: int,
+        size: tuple[int, int],
+        grid: int,
+        width: int = 16,
+        mode: str = "bilinear",
+    ):
         super().__init__()
         widths = [width, 2 * width, 4 * width, 8 * width]
-        self.size, self.grid = tuple(size), grid
+        self.size, self.grid, self.mode = tuple(size), grid, mode
         self.down = nn.ModuleList(
             _block(i, o) for i, o in zip([channels, *widths[:-1]], widths, strict=True)
         )
@@ -48,13 +56,14 @@ class UNet(nn.Module):
         x = F.interpolate(image, size=(self.grid, self.grid), mode="area")
         skips = []
         for level, block in enumerate(self.down):
-            x = block(x if level == 0 else F.max_pool2d(x, 2))
+            # a grid of patches may be as small as 7 x 7: a single cell cannot be halved
+            x = block(x if level == 0 or min(x.shape[-2:]) == 1 else F.max_pool2d(x, 2))
             skips.append(x)
         for block, skip in zip(self.up, skips[-2::-1], strict=True):
             x = F.interpolate(x, size=skip.shape[-2:], mode="nearest")
             x = block(torch.cat([x, skip], dim=1))
         logits = self.head(x) + self.bias  # (1, 1, grid, grid)
-        return F.interpolate(logits, size=self.size, mode="bilinear", align_corners=False)
+        return F.interpolate(logits, size=self.size, mode=self.mode)
 
 
 def _block(channels_in: int, channels_out: int) -> nn.Sequential:

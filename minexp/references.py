@@ -1,4 +1,4 @@
-"""Images by reference: a path, ``bundled:coffee`` or ``mnist:4711``."""
+"""Images by reference: a path, ``bundled:coffee``, ``mnist:4711`` or ``cifar10:4711``."""
 
 import hashlib
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from minexp import images, mnist, samples
+from minexp import cifar, images, mnist, samples
 from minexp.classifier import Classifier
 from minexp.errors import InputError
 
@@ -27,6 +27,13 @@ def open_reference(reference: str, model: Classifier) -> tuple[Tensor, str]:
         digit = pixels[int(name)]
         picture = Image.fromarray(np.round(digit * 255).astype(np.uint8)).convert("RGB")
         return model.preprocess(picture), hashlib.sha256(digit.tobytes()).hexdigest()
+    if kind == "cifar10":  # of the test pictures
+        pictures, _ = cifar.pictures("test")
+        if not name.isdecimal() or int(name) >= len(pictures):
+            raise InputError(f"{reference!r}: expected cifar10:0 to cifar10:{len(pictures) - 1}")
+        pixels = pictures[int(name)]
+        picture = Image.fromarray(pixels)
+        return model.preprocess(picture), hashlib.sha256(pixels.tobytes()).hexdigest()
     path = locate(reference)
     return images.load_image(path, model), images.sha256(path)
 
@@ -44,7 +51,7 @@ def locate(reference: str) -> Path:
 
 def is_path(reference: str) -> bool:
     """Whether a reference is a path, and not one of the pictures that go by a name."""
-    return reference.partition(":")[0] not in ("bundled", "mnist")
+    return reference.partition(":")[0] not in ("bundled", "mnist", "cifar10")
 
 
 def stem(reference: str) -> str:

@@ -34,6 +34,10 @@ SCHEMA = "minexp/1"
 CODE = (
     "images",
     "mnist",
+    "cifar",
+    "builders",
+    "classifier",
+    "entries",
     "models",
     "references",
     "taps",

@@ -82,7 +82,10 @@ def _seeded_network(model: Classifier, config: ExplainConfig) -> UNet:
     with torch.random.fork_rng(devices=[]):  # the caller's random numbers stay as they were
         torch.default_generator.manual_seed(config.seed)
         grid = config.grid or min(DEFAULT_GRID, *model.size)
-        return UNet(len(model.mean), model.size, grid).to(model.device)
+        if config.patch is not None:  # one logit a patch, and no smooth outline between them
+            grid = model.size[0] // config.patch
+        mode = "bilinear" if config.patch is None else "nearest"
+        return UNet(len(model.mean), model.size, grid, mode=mode).to(model.device)
 
 
 def _parameter_groups(network: UNet, config: ExplainConfig) -> list[dict]:

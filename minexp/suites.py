@@ -6,12 +6,22 @@ from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
-from minexp import images, mnist, peers, samples
-from minexp.config import CRITERIA, ExplainConfig, configure, parse_settings, preset
+import numpy as np
+
+from minexp import cifar, images, jobs, mnist, peers, samples
+from minexp.config import (
+    CRITERIA,
+    ExplainConfig,
+    configure,
+    default_preset,
+    parse_settings,
+    preset,
+)
 from minexp.errors import InputError
 from minexp.references import check_distinct
 
-DIGITS_A_CLASS = 10
+A_CLASS = 10  # test pictures of each class, of digits and of CIFAR-10
+MODELS = {"mnist": "mnist_cnn", "cifar10": "resnet18_cifar10"}
 OURS = ("ours_no_noise", "ours")
 SLOW = ("rex", "extremal")  # by name only: an optional package, and minutes an image
 METHODS = (*(name for name in peers.PEERS if name not in SLOW), *OURS, *SLOW)  # cheap ones first
@@ -25,11 +35,12 @@ def suite(
     *,
     methods: Sequence[str] | None = None,
     every: tuple[int, int] = (1, 0),
+    model: str | None = None,
 ) -> tuple[str, list[str], dict[str, Setting]]:
     """The model, the image references and what is to be done with each.
 
     Args:
-        name: "bundled", "mnist", or a folder of images.
+        name: "bundled", "mnist", "cifar10", or a folder of images.
         criterion: "label" or "confidence"; None: both, for digits the confidence only.
         limit: the first so many images only.
         methods: of :data:`METHODS`, or ours with settings changed, "ours+tv=20+steps=300", or from
@@ -37,6 +48,8 @@ def suite(
             noise, else ours and all peers that are not ``SLOW``.
         every: (N, K), before ``limit``: every N-th image from the K-th on, counted from 0, to
             hold out those a setting was chosen on.
+        model: its name; None: mnist_cnn for digits, resnet18_cifar10 for CIFAR-10, else
+            efficientnet_lite0.
 
     Returns:
         (model name, references, folder -> our configuration or a peer's criteria).
@@ -51,16 +64,19 @@ def suite(
     digits = name == "mnist"
     criteria = (criterion,) if criterion else ("confidence",) if digits else CRITERIA
     default = OURS if digits else [k for k in METHODS if k not in SLOW and k != "ours_no_noise"]
-    settings = _settings(default if methods is None else methods, criteria, digits)
+    model = model or MODELS.get(name, "efficientnet_lite0")
+    settings = _settings(default if methods is None else methods, criteria, model)
     references = _references(name)[start::step][:limit]
     if not references:
         raise InputError(f"every={step}:{start}: no image of {name} is left")
-    return "mnist_cnn" if digits else "efficientnet_lite0", references, settings
+    return model, references, settings
 
 
 def _references(name: str) -> list[str]:
     if name == "mnist":
         return _digits()
+    if name == "cifar10":
+        return _first_of_each(cifar.pictures("test")[1])
     if name == "bundled":
         return [f"bundled:{photograph}" for photograph in samples.BUNDLED]
     found = [str(path) for path in images.list_images(name)]
@@ -72,13 +88,17 @@ def _digits() -> list[str]:
     """The first ten test digits of each class, as references, in the order of the classes."""
     _, labels = mnist.digits()
     _, test = mnist.split()
-    chosen = [
-        index for digit in range(10) for index in test[labels[test] == digit][:DIGITS_A_CLASS]
-    ]
+    chosen = [index for digit in range(10) for index in test[labels[test] == digit][:A_CLASS]]
     return [f"mnist:{index}" for index in chosen]
 
 
-def _settings(names: Sequence[str], criteria: tuple[str, ...], digits: bool) -> dict[str, Setting]:
+def _first_of_each(labels: np.ndarray) -> list[str]:
+    """The first ten test pictures of each class of CIFAR-10, in the order of the classes."""
+    chosen = [index for label in range(10) for index in np.flatnonzero(labels == label)[:A_CLASS]]
+    return [f"cifar10:{index}" for index in chosen]
+
+
+def _settings(names: Sequence[str], criteria: tuple[str, ...], model: str) -> dict[str, Setting]:
     """Folder -> setting, the cheap methods first. Raises InputError on what cannot be run."""
     for name in names:
         if name.partition("+")[0] not in METHODS or ("+" in name and not name.startswith("ours+")):
@@ -86,7 +106,8 @@ def _settings(names: Sequence[str], criteria: tuple[str, ...], digits: bool) -> 
             raise InputError(f"unknown method {name!r}; there are: {known}; ours+NAME=VALUE")
     if "rex" in names and importlib.util.find_spec("rex_xai") is None:
         raise InputError("rex: the package rex-xai is missing; get it with: pip install rex-xai")
-    base = preset("digits" if digits else "default")
+    classifier = jobs.model(model)
+    base = preset(default_preset(classifier.size, len(classifier.mean)))
     settings: dict[str, Setting] = {}
     for name in sorted(names, key=lambda name: METHODS.index(name.partition("+")[0])):
         if name in METHODS and name not in OURS:
@@ -108,6 +129,8 @@ def truth(reference: str) -> int | None:
     kind, _, name = reference.partition(":")
     if kind == "mnist":
         return int(mnist.digits()[1][int(name)])
+    if kind == "cifar10":
+        return int(cifar.pictures("test")[1][int(name)])
     if kind == "bundled":
         return None
     return _manifested(os.environ.get("MINEXP_IMAGES")).get(str(Path(reference).resolve()))

@@ -14,7 +14,7 @@ from PIL import Image
 from minexp import models
 from minexp.cli import main
 
-COMMANDS = ("models", "explain", "verify", "train", "bench", "paper")
+COMMANDS = ("models", "fetch", "explain", "verify", "train", "bench", "paper")
 QUICK = ["--model", "mnist_cnn", "--set", "grid=28", "--steps", "20"]
 
 
@@ -153,7 +153,10 @@ def test_models(capsys):
     assert code == 0 and err == ""
     lines = out.splitlines()
     assert [line.split()[0] for line in lines[1:]] == list(models.available())
-    assert all(" yes " in line for line in lines[1:])
+    for line in lines[1:]:
+        name, usable = line.split()[0], " yes " in line
+        assert usable == models.usable_offline(name) and usable != (" no " in line), line
+    assert models.usable_offline("efficientnet_lite0") and models.usable_offline("mnist_cnn")
 
 
 def test_explain_writes_five_files_then_keeps_them(here, capsys):

@@ -88,9 +88,9 @@ def test_preset_has_the_numbers_the_paper_prints(name):
 
 
 def test_every_preset_but_ours_is_the_papers():
-    assert set(config.PRESETS) == {"default", "digits", *PRINTED}
+    assert set(config.PRESETS) == {"default", "digits", "small", *PRINTED}
     assert preset("default") == ExplainConfig()
-    for ours in ("default", "digits"):
+    for ours in ("default", "digits", "small"):
         assert not config.PRESETS[ours].source.startswith("paper")
         assert preset(ours).adapt
 

@@ -26,7 +26,8 @@ ORDER = [
     "losses", "sufficiency", "minimality", "deletion", "attention", "baselines", "search",
     "explain", "alternatives", "abductive", "metrics", "robustness", "circuit", "peers",
     "results", "verification", "jobs", "summary", "goals", "suites", "bench", "style", "plots",
-    "figures", "catalogue", "parameters", "paper", "readme", "cli",
+    "figures", "catalogue", "parameters", "paper", "readme", "commands",
+    "cli",
 ]  # fmt: skip
 FREE = {"__init__", "__main__"}
 
