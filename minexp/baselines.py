@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from captum.attr import IntegratedGradients, LayerGradCam, Occlusion
 from torch import Tensor
 
-from minexp import taps
+from minexp import attention, taps
 from minexp.classifier import Classifier
 from minexp.errors import InputError
 from minexp.masking import apply_mask
@@ -42,6 +42,36 @@ def _deepest_map(model: Classifier, image: Tensor) -> str:
     if not maps:
         raise InputError(f"{model.name}: no tap's output is a map (N, C, h, w); gradcam needs one")
     return maps[-1]
+
+
+def attention_map(
+    model: Classifier, image: Tensor, label: int, *, layer: int = -1, head: int | None = None
+) -> Tensor:
+    """One layer's attention to the patches (Vaswani et al., NeurIPS 2017, equation 1).
+
+    That of the class token, or of all patches in the mean where the classifier reads none; of
+    ``head``, or of all heads in the mean. Each patch is constant. It does not depend on the label.
+    """
+    image = _checked(model, image, label)
+    maps = attention.attention_maps(model, image)
+    for name, index, count in (("layer", layer, len(maps)), ("head", head or 0, maps.shape[1])):
+        if index not in range(-count, count):
+            raise InputError(f"{name}={index}: expected {-count} to {count - 1} in {model.name}")
+    return _patches(model, maps[layer].mean(0) if head is None else maps[layer, head])
+
+
+def attention_rollout(model: Classifier, image: Tensor, label: int) -> Tensor:
+    """Attention rollout (Abnar & Zuidema, ACL 2020, equation 1): all layers, from the last down.
+
+    To the patches, from the same tokens as in attention_map. It does not depend on the label.
+    """
+    maps = attention.attention_maps(model, _checked(model, image, label))
+    return _patches(model, attention.rollout(maps))
+
+
+def _patches(model: Classifier, matrix: Tensor) -> Tensor:
+    coarse = attention.to_patches(model, matrix).float()[None, None]
+    return F.interpolate(coarse, model.size, mode="nearest-exact")  # "nearest" rounds some edges
 
 
 def integrated_gradients(

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from minexp import baselines, references
+from minexp import attention, baselines, models, peers, references, suites, taps
 from minexp.baselines import area_penalty, extremal_map, extremal_perturbation, smooth_max
 from minexp.classifier import Classifier
 from minexp.errors import InputError
@@ -24,6 +24,7 @@ METHODS = {
     "random": baselines.random_map,
     "centre": baselines.centre,
 }
+TRANSFORMERS = {"attention": baselines.attention_map, "rollout": baselines.attention_rollout}
 SMALL = {"integrated_gradients": {"steps": 3}, "rise": {"masks": 9}, "occlusion": {"windows": 2}}
 
 
@@ -51,6 +52,15 @@ def tiny():
 @pytest.fixture(scope="module")
 def image():
     return torch.randn(1, 2, *SIZE, generator=torch.Generator().manual_seed(2))
+
+
+@pytest.fixture(scope="module", params=["mnist_vit", "vit_cifar10"])
+def transformer(request):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(6)
+        model = models.load_model(request.param, weights=None)
+        image = torch.randn(1, len(model.mean), *model.size)
+    return model, image, attention.attention_maps(model, image)
 
 
 @pytest.fixture(scope="module")
@@ -108,6 +118,55 @@ def test_gradcam_can_be_zero_everywhere(mnist_cnn, digit):
     coarse = (gradient.mean((2, 3), keepdim=True) * maps).sum(1).clamp(min=0)
     found = baselines.gradcam(mnist_cnn, digit, label)
     assert found.max() == coarse.max() == 0
+
+
+def in_patches(model, row) -> torch.Tensor:
+    """The class token's row of an attention, pixel by pixel: patches of 4 x 4."""
+    found = torch.zeros(model.size, dtype=torch.float64)
+    for i, j in np.ndindex(found.shape):
+        found[i, j] = row[1 + i // 4 * (model.size[1] // 4) + j // 4]
+    return found
+
+
+@pytest.mark.parametrize(("layer", "head"), [(-1, None), (0, None), (1, 2), (-2, -1)])
+def test_the_class_tokens_attention(transformer, layer, head):
+    model, image, maps = transformer
+    heads = range(maps.shape[1]) if head is None else [head]
+    row = sum(maps[layer, h, 0].double() for h in heads) / len(heads)
+    found = baselines.attention_map(model, image, 3, layer=layer, head=head)
+    close(found[0, 0], in_patches(model, row), 1e-7)
+
+
+def test_attention_rollout(transformer):
+    model, image, maps = transformer
+    product = torch.eye(maps.shape[3], dtype=torch.float64)
+    for layer in maps.double():
+        product = (layer.mean(0) / 2 + torch.eye(len(product)) / 2) @ product
+    close(baselines.attention_rollout(model, image, 3)[0, 0], in_patches(model, product[0]), 1e-7)
+
+
+@pytest.mark.parametrize("name", TRANSFORMERS)
+def test_attention_does_not_depend_on_the_label(transformer, name):
+    model, image, _ = transformer
+    with taps.count(model.module) as passes:
+        first, other = (peers.PEERS[name].attribute(model, image, label) for label in (0, 7))
+    assert first.equal(other) and first.equal(TRANSFORMERS[name](model, image, 0))
+    assert passes == [1, 1] and peers.PEERS[name].backward_passes == 0
+
+
+def test_layers_and_heads_that_are_not_there_are_refused(transformer):
+    model, image, maps = transformer
+    for name, count in zip(("layer", "head"), maps.shape, strict=False):
+        for index in (count, -count - 1):
+            with pytest.raises(InputError, match=f"{name}={index}: expected -{count} to"):
+                baselines.attention_map(model, image, 0, **{name: index})
+
+
+@pytest.mark.parametrize("name", TRANSFORMERS)
+def test_attention_is_for_transformers(tiny, image, name):
+    with pytest.raises(InputError, match="no attention"):
+        TRANSFORMERS[name](tiny, image, 0)
+    assert name in suites.METHODS and name in suites.TRANSFORMERS
 
 
 def test_integrated_gradients_is_the_integral(tiny, image):
@@ -239,6 +298,8 @@ def test_extremal_perturbation_reaches_its_areas_at_the_evidence():
 def test_every_method_on_every_model(model, photo_input):
     """Shape, type, finite; neither the model nor the image nor a global generator notices."""
     methods = METHODS | {"ep": lambda *given: extremal_map(extremal_perturbation(*given, steps=1))}
+    if model.family == "ViT":  # whose taps are tokens: no map for gradcam
+        methods = {name: methods[name] for name in methods if name != "gradcam"} | TRANSFORMERS
     before, generator = state(model.module), torch.get_rng_state()
     picture, logits = photo_input.clone(), model(photo_input)
     for name, method in methods.items():
@@ -281,16 +342,17 @@ def test_seeds(tiny, image):
         assert torch.equal(first, method(tiny, image, 0))
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", [*METHODS, *TRANSFORMERS])
 def test_what_does_not_fit_is_refused(tiny, image, name):
+    method = {**METHODS, **TRANSFORMERS}[name]
     for shape in ((1, 2, 14, 16), (2, 2, *SIZE), (1, 3, *SIZE)):
         with pytest.raises(InputError, match="tiny expects"):
-            METHODS[name](tiny, torch.zeros(shape), 0)
+            method(tiny, torch.zeros(shape), 0)
     for label in (-1, 3):
         with pytest.raises(InputError, match="from 0 to 2"):
-            METHODS[name](tiny, image, label)
+            method(tiny, image, label)
     with pytest.raises(InputError, match="eval"):
-        METHODS[name](replace(tiny, module=copy.deepcopy(tiny.module).train()), image, 0)
+        method(replace(tiny, module=copy.deepcopy(tiny.module).train()), image, 0)
 
 
 def test_options_and_taps_that_do_not_fit_are_refused(tiny, image):
@@ -300,9 +362,9 @@ def test_options_and_taps_that_do_not_fit_are_refused(tiny, image):
     for areas in ((), (0.5, 0.0), (1.1,)):
         with pytest.raises(InputError, match="areas"):
             extremal_perturbation(tiny, image, 0, areas=areas)
-    for taps in ((), ("4", "5")):
+    for names in ((), ("4", "5")):
         with pytest.raises(InputError, match="gradcam"):
-            baselines.gradcam(replace(tiny, taps=taps), image, 0)
+            baselines.gradcam(replace(tiny, taps=names), image, 0)
 
 
 def test_rex_says_what_to_install(tiny, image, monkeypatch):
