@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from minexp.classifier import Classifier
-from minexp.config import ExplainConfig
+from minexp.config import ExplainConfig, default_preset, preset
 from minexp.errors import InputError
 from minexp.explain import Explanation, explain
 from minexp.minimality import active_cells, cell_side, without_cells
@@ -85,7 +85,7 @@ def disjoint(
     """
     if most < 1 or not 0 < budget <= 1:
         raise InputError(f"most={most}, budget={budget}: expected most >= 1, 0 < budget <= 1")
-    config = config or ExplainConfig()
+    config = config or preset(default_preset(model.size, len(model.mean)))
     cell = cell_side(model, config.deleted)
     allowed = torch.ones(1, 1, *model.size, device=model.device)
     found: list[Explanation] = []

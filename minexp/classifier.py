@@ -2,8 +2,7 @@
 
 import copy
 import hashlib
-import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
@@ -11,7 +10,6 @@ from typing import Any
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_weights
 from torchvision.transforms import (
     CenterCrop,
     Compose,
@@ -24,6 +22,7 @@ from torchvision.transforms import (
 
 from minexp import taps
 from minexp.errors import InputError
+from minexp.folding import without_normalization
 
 
 @dataclass(frozen=True)
@@ -33,8 +32,8 @@ class Classifier:
     ``module`` takes normalised input (N, C, H, W) float32 and returns logits (N, K), alone, first
     of a tuple or as ``logits`` of a mapping or an object: call the classifier and get the logits.
     ``mean`` and ``std`` (one value a channel) lead from pixels in [0, 1] to that input.
-    ``transform`` takes an RGB Pillow image to the input (C, H, W); ``crop`` to the pixels it shows.
-    ``taps`` are module names, shallow to deep, whose outputs are the post-activation maps.
+    ``transform`` takes an RGB Pillow image to the input (C, H, W).
+    ``taps`` are module names, shallow to deep, whose outputs are matched (:mod:`minexp.taps`).
     """
 
     name: str
@@ -108,20 +107,12 @@ def wrap(
         name: in results; None: the class's name.
 
     Raises:
-        InputError: the values do not fit together or the module; its output holds no logits; its
-            logits change in eval mode from one call to the next; no gradient reaches its input.
+        InputError: the values do not fit together or the module; it cannot be copied; its output
+            holds no logits; an image's logits change in eval mode from one call to the next or
+            with what else is in the batch; no gradient reaches its input.
     """
-    channels = len(mean)
-    if channels not in (1, 3) or len(std) != channels:
-        raise InputError(f"mean={mean}, std={std}: expected a number a channel, 1 or 3 of each")
-    if not all(deviation > 0 for deviation in std):
-        raise InputError(f"std={std}: expected numbers > 0")
-    if len(size) != 2 or not all(type(side) is int and side >= 8 for side in size):
-        raise InputError(f"size={size}: expected (H, W), two integers >= 8")
-    frozen = copy.deepcopy(module).eval().requires_grad_(False)
-    for part in frozen.modules():
-        if getattr(part, "inplace", False) is True:
-            part.inplace = False  # it would overwrite the activation a tap has just read
+    _check_values(mean, std, size, class_names)
+    frozen = _frozen_copy(module)
     classifier = Classifier(
         name=name or type(module).__name__,
         family="own",
@@ -136,6 +127,38 @@ def wrap(
     )
     _check_module(classifier)
     return replace(classifier, taps=checked_taps(classifier, taps))
+
+
+def _check_values(mean, std, size, class_names) -> None:
+    means, deviations, sides = (_numbers(values) for values in (mean, std, size))
+    if len(means) not in (1, 3) or len(deviations) != len(means):
+        raise InputError(f"mean={mean}, std={std}: expected a number a channel, 1 or 3 of each")
+    if not all(deviation > 0 for deviation in deviations):
+        raise InputError(f"std={std}: expected numbers > 0")
+    if len(sides) != 2 or not all(type(side) is int and side >= 8 for side in sides):
+        raise InputError(f"size={size}: expected (H, W), two integers >= 8")
+    if isinstance(class_names, str) or len(class_names) < 2:
+        raise InputError(f"class_names={class_names!r}: expected a name for each of >= 2 classes")
+
+
+def _numbers(values: object) -> tuple:
+    return tuple(values) if isinstance(values, Iterable) else ()
+
+
+def _frozen_copy(module: nn.Module) -> nn.Module:
+    if not isinstance(module, nn.Module):
+        raise InputError(f"module is a {type(module).__name__}; expected a torch.nn.Module")
+    try:
+        frozen = copy.deepcopy(module).eval().requires_grad_(False)
+    except (RuntimeError, TypeError) as error:
+        raise InputError(
+            f"{type(module).__name__} cannot be copied ({error}); wrap it as it was built, before "
+            "a forward pass or weight_norm left tensors in it that are no parameters"
+        ) from error
+    for part in frozen.modules():
+        if getattr(part, "inplace", False) is True:
+            part.inplace = False  # it would overwrite the activation a tap has just read
+    return frozen
 
 
 def standard_transform(
@@ -180,8 +203,11 @@ def checked_taps(model: Classifier, names: Sequence[str] | None) -> tuple[str, .
 
     Raises:
         InputError: a name that is no submodule (the nearest right ones are listed), one whose
-            output is no single tensor, or is overwritten in place after it; none was found.
+            output is no map, tokens or vector of the image, or is overwritten in place after it;
+            none was found.
     """
+    if isinstance(names, str):
+        raise InputError(f"taps={names!r}: expected a list of names, [{names!r}]")
     probe = _probe(model)
     if names is None:
         names = taps.default(model.module, probe)
@@ -198,30 +224,51 @@ def _probe(model: Classifier) -> Tensor:
 
 
 def _check_module(model: Classifier) -> None:
-    image, expected = _probe(model), (1, len(model.class_names))
+    image, names = _probe(model).requires_grad_(), len(model.class_names)
     with torch.enable_grad():
-        image.requires_grad_()
-        try:
-            first = model(image)
-        except (RuntimeError, ValueError, TypeError) as error:
-            raise InputError(
-                f"{model.name} does not take an input {tuple(image.shape)}: {error}"
-            ) from error
-        if tuple(first.shape) != expected:
+        first = _tried(model, image)
+        if tuple(first.shape) != (1, names):
             raise InputError(
                 f"{model.name} returns {tuple(first.shape)} for one image; expected logits "
-                f"{expected}, a number a class name"
+                f"{(1, names)}, a number a class name"
             )
-        if not first.requires_grad or torch.autograd.grad(
-            first.sum(), image, allow_unused=True
-        ) == (None,):
+        if not _reaches(first, image):
             raise InputError(
                 f"{model.name}: no gradient reaches the input; the search needs one: take "
-                "no_grad, detach or integer arithmetic out of its forward"
+                "no_grad, detach, rounding or integer arithmetic out of its forward"
             )
-        second = model(image)
+        second = _tried(model, image)  # with gradients too: without, torch may round otherwise
+        both = _tried(model, torch.cat([image, 3 * image - 1]))
     if not torch.equal(first, second):
         raise InputError(f"{model.name}: two calls differ in eval mode; expected one answer")
+    room = 1e-2 * first.abs().max().item() + 1e-4  # far above rounding
+    if both.shape != (2, names) or not torch.allclose(both[:1], first, rtol=0, atol=room):
+        raise InputError(
+            f"{model.name}: an image's logits are others with a second image beside it; expected "
+            "each image of a batch to be classified alone (no statistics of the batch, no fixed "
+            "batch size)"
+        )
+
+
+def _tried(model: Classifier, images: Tensor) -> Tensor:
+    """Logits of a module that has not run yet: whatever it raises is an InputError."""
+    try:
+        output = model.module(images)
+    except Exception as error:
+        raise InputError(
+            f"{model.name} does not take an input {tuple(images.shape)} {images.dtype}: "
+            f"{str(error) or type(error).__name__}"
+        ) from error
+    return _logits(output)
+
+
+def _reaches(logits: Tensor, image: Tensor) -> bool:
+    """Whether a gradient other than zero comes from the logits to the image."""
+    if not logits.requires_grad:
+        return False
+    order = torch.arange(1.0, logits.shape[1] + 1, device=logits.device)  # a sum may be constant
+    (gradient,) = torch.autograd.grad((logits * order).sum(), image, allow_unused=True)
+    return gradient is not None and bool(gradient.any())
 
 
 def _logits(output: Any) -> Tensor:
@@ -240,36 +287,14 @@ def _logits(output: Any) -> Tensor:
 
 
 def folded(model: Classifier, image: Tensor) -> Classifier:
-    """The same function, faster: batch normalisation folded into the convolutions before it.
+    """The same function, faster: see :func:`minexp.folding.without_normalization`.
 
-    A copy, laid out channels last; module names stay, so the taps do too. Which convolution feeds
-    a normalisation is read off the order of their names, so the copy's logits of ``image``
-    (1, C, H, W) are compared: where they differ by more than rounding, or where there is nothing
-    to fold, the model itself is returned.
+    The copy's logits of ``image`` (1, C, H, W) are compared: where they differ by more than
+    rounding, or where there is nothing to fold, the model itself is returned.
     """
-    if not any(isinstance(module, nn.BatchNorm2d) for module in model.module.modules()):
+    module = without_normalization(model.module)
+    if module is model.module:
         return model
-    module = copy.deepcopy(model.module)
-    for parent in list(module.modules()):
-        children = list(parent.named_children())
-        for (_, first), (name, second) in itertools.pairwise(children):
-            if isinstance(first, nn.Conv2d) and isinstance(second, nn.BatchNorm2d):
-                first.weight, first.bias = _folded_weights(first, second)
-                setattr(parent, name, _without_normalization(second))
-    module = module.to(memory_format=torch.channels_last)
     with torch.no_grad():
         same = torch.allclose(_logits(module(image)), model(image), rtol=1e-4, atol=1e-4)
     return replace(model, module=module) if same else model
-
-
-def _folded_weights(convolution: nn.Conv2d, norm: nn.BatchNorm2d) -> tuple[nn.Parameter, ...]:
-    weight, bias = fuse_conv_bn_weights(
-        convolution.weight, convolution.bias, norm.running_mean, norm.running_var, norm.eps,
-        norm.weight, norm.bias,
-    )  # fmt: skip
-    return weight.requires_grad_(False), bias.requires_grad_(False)
-
-
-def _without_normalization(norm: nn.BatchNorm2d) -> nn.Module:
-    """timm's normalisation carries its dropout and activation with it."""
-    return nn.Sequential(norm.drop, norm.act) if hasattr(norm, "act") else nn.Identity()

@@ -89,9 +89,10 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--model", metavar="NAME", help="default: the suite's")
     p.add_argument(
         "--methods",
-        help="comma-separated: ours, ours_no_noise, random, centre, gradcam, "
-        "integrated_gradients, occlusion, rise, extremal, rex, or ours with settings changed, "
-        "ours+tv=20+steps=300; default: the suite's, without extremal and rex",
+        help="comma-separated: ours, ours_no_noise, random, centre, gradcam, attention, rollout "
+        "(these two of transformers only), integrated_gradients, occlusion, rise, extremal, rex, "
+        "or ours with settings changed, ours+tv=20+steps=300; default: the suite's, without "
+        "attention, rollout, extremal and rex",
     )
     p.add_argument("--criterion", help="label or confidence; default: both, digits: confidence")
     p.add_argument("--limit", type=int, help="the first so many images only")

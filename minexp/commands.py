@@ -14,6 +14,8 @@ def models(options: argparse.Namespace) -> int:
 
     if options.check:
         return _check_models(options.out)
+    if options.out is not None:
+        raise InputError(f"--out {options.out}: nothing is written without --check")
     print(f"{'name':20} {'family':14} {'offline':8} source")
     for name in models.available():
         entry, usable = models.entry(name), "yes" if models.usable_offline(name) else "no"
@@ -25,6 +27,8 @@ def _check_models(out: Path | None) -> int:
     from minexp import catalogue
     from minexp.paths import write_text
 
+    if out is not None and (out.is_dir() or any(p.is_file() for p in out.parents)):
+        raise InputError(f"--out {out}: expected a file, and above it folders")  # before all models
     rows = []
     for row in catalogue.check():
         print(catalogue.line(row), flush=True)
@@ -37,8 +41,11 @@ def _check_models(out: Path | None) -> int:
 def fetch(options: argparse.Namespace) -> int:
     from minexp import models
 
+    if options.name.rpartition(":")[0].endswith(".py"):
+        raise InputError(f"{options.name}: nothing to fetch; a factory brings its own weights")
+    entry = models.entry(options.name)
     model = models.load_model(options.name)
-    print(f"{options.name}: {models.entry(options.name).weights()} sha256 {model.weights_sha256}")
+    print(f"{options.name}: {entry.weights()} sha256 {model.weights_sha256}")
     return 0
 
 

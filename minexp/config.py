@@ -176,6 +176,8 @@ def parse_settings(given: Sequence[str], where: str) -> dict[str, object]:
             changes[name] = json.loads(value)
         except ValueError:
             changes[name] = value
+        if name == "taps" and isinstance(changes[name], int | float):
+            changes[name] = value  # the name of a submodule: a Sequential's are numbers
     return changes
 
 

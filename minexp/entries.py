@@ -1,6 +1,7 @@
 """How a registry entry is made: from a hub, a library, a wheel, or weights trained here."""
 
 import difflib
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -44,16 +45,34 @@ class Entry:
 
 
 def timm_entry(name: str, architecture: str) -> Entry:
+    base = architecture.partition(".")[0]
     if not timm.is_model(architecture):
-        near = difflib.get_close_matches(architecture.partition(".")[0], timm.list_models(), n=5)
-        raise InputError(f"{name}: timm has no such model; the nearest: {', '.join(near)}")
-    config = timm.get_pretrained_cfg(architecture, allow_unregistered=False)
-    hub = config.hf_hub_id if config is not None else None
-    if hub is None:
-        none = partial(_no_weights, name)
-        build = partial(_timm_classifier, architecture)
-        return Entry(build, "timm", "none published", "-", none, none, lambda: None)
-    return hub_entry(architecture, hub, None, name=name, licence=config.license or "not stated")
+        raise _unknown(name, "timm", base, timm.list_models())
+    try:
+        config = timm.get_pretrained_cfg(architecture, allow_unregistered=False)
+    except RuntimeError as error:  # a tag that is none, or a name of an older timm
+        tagged = timm.list_models(f"{base}.*", pretrained=True)
+        raise _unknown(name, "timm", architecture, tagged or timm.list_models()) from error
+    if config.num_classes < 2:
+        raise InputError(f"{name} gives features, no logits of classes; take another tag or model")
+    licence, build = config.license or "not stated", partial(_timm_classifier, architecture)
+    if config.hf_hub_id is not None:
+        return hub_entry(architecture, config.hf_hub_id, None, name=name, licence=licence)
+    if config.url:
+        return _url_entry(build, "timm", config.url, licence, name)
+    none = partial(_no_weights, name)
+    return Entry(build, "timm", "none published", "-", none, none, lambda: None)
+
+
+def _url_entry(build: Callable, family: str, url: str, licence: str, name: str) -> Entry:
+    find, fetch = partial(files.from_url, name, url), partial(files.downloaded_from_url, name, url)
+    return Entry(build, family, url, licence, find, fetch, lambda: None)
+
+
+def _unknown(name: str, library: str, wanted: str, known: list[str]) -> InputError:
+    near = difflib.get_close_matches(wanted.lower(), known, n=5)
+    nearest = f"the nearest: {', '.join(near)}" if near else f"see {library}'s list_models()"
+    return InputError(f"{name}: {library} has no such model; {nearest}")
 
 
 def _no_weights(name: str) -> Path:
@@ -93,8 +112,9 @@ def _timm_classifier(
 ) -> Classifier:
     """An ImageNet classifier of timm's with exactly its evaluation transform."""
     given = path is not None and load is None
-    overlay = {"pretrained_cfg_overlay": {"file": str(path)}} if given else {}
-    module = timm.create_model(architecture, pretrained=given, **overlay)
+    # the file is the hub's, not the one of an older format that custom_load would read
+    overlay = {"file": str(path), "custom_load": False} if given else None
+    module = timm.create_model(architecture, pretrained=given, pretrained_cfg_overlay=overlay)
     if path is not None and load is not None:
         load(module, path)
     config = timm.data.resolve_data_config(module.pretrained_cfg)
@@ -126,36 +146,29 @@ def torchvision_entry(name: str, architecture: str) -> Entry:
 
     known = torchvision.models.list_models(module=torchvision.models)
     if architecture not in known:
-        near = difflib.get_close_matches(architecture, known, n=5)
-        raise InputError(f"{name}: torchvision has no such model; the nearest: {', '.join(near)}")
+        raise _unknown(name, "torchvision", architecture, known)
     default = torchvision.models.get_model_weights(architecture).DEFAULT
-    return Entry(
-        partial(_torchvision_classifier, architecture, default),
-        "torchvision",
-        default.url,
-        "BSD-3-Clause, the weights as their data allow",
-        partial(files.from_torchvision, name, default.url),
-        partial(files.downloaded_from_torchvision, name, default.url),
-        lambda: None,
-    )
+    build = partial(_torchvision_classifier, architecture, default)
+    licence = "BSD-3-Clause, the weights as their data allow"
+    return _url_entry(build, "torchvision", default.url, licence, name)
 
 
 def _torchvision_classifier(architecture: str, default, path: Path | None) -> Classifier:
     import torchvision
 
-    slow = architecture in ("googlenet", "inception_v3")  # they warn of a slow initialisation
-    module = torchvision.models.get_model(
-        architecture, weights=None, **({"init_weights": True} if slow else {})
-    )
+    transform, options = default.transforms(), {}
+    if architecture in ("googlenet", "inception_v3"):  # as trained; and say how weights are drawn
+        options = {"transform_input": True, "init_weights": True}
+    if architecture.startswith("vit_"):
+        options = {"image_size": transform.crop_size[0]}
+    module = torchvision.models.get_model(architecture, weights=None, **options)
     if path is not None:
-        try:
-            module.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
-        except RuntimeError as error:
-            raise WeightsError(
-                f"torchvision:{architecture}: {path} does not fit this network; "
-                f"is there a timm:{architecture}? ({str(error).splitlines()[0]})"
-            ) from error
-    transform = default.transforms()
+        stored = torch.load(path, map_location="cpu", weights_only=True)
+        if architecture.startswith("densenet"):  # stored under the names of an older torch
+            stored = {
+                re.sub(r"(norm|conv)\.([12])\.", r"\1\2.", key): stored[key] for key in stored
+            }
+        module.load_state_dict(stored)
     return Classifier(
         name=architecture,
         family="torchvision",

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from types import ModuleType
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from minexp import taps
@@ -82,9 +83,9 @@ def explain(
     image = _checked_image(model, image, config)
     if config.taps is not None:
         model = replace(model, taps=checked_taps(model, config.taps))
-    if allowed is not None and allowed.shape != (1, 1, *model.size):
-        raise InputError(f"allowed of shape {tuple(allowed.shape)}: expected (1, 1, H, W)")
-    fast = folded(model, image)
+    if allowed is not None:
+        _check_allowed(model, allowed, config)
+    fast = _folded(model, image)
     with taps.count(fast.module) as passes:
         target = _read_target(fast, image, label, allowed)
         seen, history = search(fast, target, config, on_step)
@@ -124,6 +125,38 @@ def _checked_image(model: Classifier, image: Tensor, config: ExplainConfig) -> T
     return image.to(model.device)
 
 
+def _check_allowed(model: Classifier, allowed: Tensor, config: ExplainConfig) -> None:
+    if allowed.shape != (1, 1, *model.size):
+        raise InputError(f"allowed of shape {tuple(allowed.shape)}: expected (1, 1, H, W)")
+    if config.patch is not None:
+        most = F.max_pool2d(allowed.float(), config.patch)
+        if not torch.equal(most, -F.max_pool2d(-allowed.float(), config.patch)):
+            raise InputError(f"allowed: expected whole patches of {config.patch} x {config.patch}")
+
+
+def _folded(model: Classifier, image: Tensor) -> Classifier:
+    """The model made faster, unless a tap then gives something else.
+
+    As one on a convolution does that the normalisation after it is folded into.
+    """
+    fast = folded(model, image)
+    if fast is model:
+        return model
+    own, others = (_activations(one, image)[1] for one in (model, fast))
+    same = all(
+        torch.allclose(others[tap], own[tap], rtol=0, atol=1e-3 * float(own[tap].abs().amax()))
+        for tap in own
+    )
+    return fast if same else model
+
+
+def _activations(model: Classifier, image: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    """The logits and the taps' activations."""
+    with torch.no_grad(), taps.read(model.module, model.taps) as activations:
+        logits = model(image)
+    return logits, dict(activations)
+
+
 def check_settings(model: Classifier, config: ExplainConfig) -> None:
     """Raise InputError where a setting does not fit the model: grid, cell, patch, a tap's name."""
     side = min(model.size)
@@ -146,13 +179,12 @@ def check_settings(model: Classifier, config: ExplainConfig) -> None:
 def _read_target(
     model: Classifier, image: Tensor, label: int | None, allowed: Tensor | None
 ) -> Target:
-    with torch.no_grad(), taps.read(model.module, model.taps) as activations:
-        logits = model(image)
+    logits, activations = _activations(model, image)
     if label is not None and not 0 <= label < logits.shape[1]:
         raise InputError(f"label {label}: expected an index from 0 to {logits.shape[1] - 1}")
     label = int(logits.argmax()) if label is None else label
     confidence = probability(logits, label)
-    return Target(image, logits, dict(activations), label, confidence, allowed)
+    return Target(image, logits, activations, label, confidence, allowed)
 
 
 def _choose(
@@ -176,7 +208,8 @@ def _choose(
 
 
 def _smallest_feasible(judge: Judge, seen: list[Seen]) -> Tensor | None:
-    ascending = sorted((s for s in seen if s.promising), key=lambda s: s.area)
+    """Of the masks with a pixel on: an empty one explains nothing, even where it suffices."""
+    ascending = sorted((s for s in seen if s.promising and s.area > 0), key=lambda s: s.area)
     for candidate in ascending[:CANDIDATES] + ascending[CANDIDATES::4]:
         mask = candidate.mask.to(judge.image.dtype)
         if judge.feasible(mask):

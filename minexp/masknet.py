@@ -23,7 +23,8 @@ class UNet(nn.Module):
         size: of the image, (H, W).
         grid: side of the square grid of logits.
         width: channels at full grid resolution; doubled at each of the three levels below.
-        mode: of interpolation from the grid to the image, "bilinear" or "nearest".
+        mode: of interpolation from the grid to the image, "bilinear", or "nearest-exact": where
+            the grid divides the size every cell is a square; plain "nearest" misses some edges.
     """
 
     def __init__(

@@ -7,9 +7,11 @@ returns what :func:`minexp.wrap` returned.
 """
 
 import importlib.util
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 
 import torch
 
@@ -28,7 +30,7 @@ from minexp.entries import (
     torchvision_entry,
     trained_entry,
 )
-from minexp.errors import InputError, WeightsError
+from minexp.errors import InputError, MinexpError, WeightsError
 
 
 def available() -> tuple[str, ...]:
@@ -84,11 +86,11 @@ def load_model(
             path = found.fetch()
             digest = files.checked(name, path, found.sha256(), found.source)
         except WeightsError as error:
-            raise WeightsError(f"{error}; models that work now: {_working()}") from error
+            raise WeightsError(f"{error}; models that work now: {_working(name)}") from error
     # Building draws random weights; where they are replaced, the caller's generator stays as it
     # was.
     with torch.random.fork_rng(devices=[], enabled=weights is not None):
-        classifier = found.build(path)
+        classifier = _built(name, found, path)
     classifier.module.eval().requires_grad_(False)
     classifier = replace(classifier, name=name, family=found.family, weights_sha256=digest)
     return classifier if taps is None and classifier.taps else _tapped(classifier, taps)
@@ -102,8 +104,24 @@ def usable_offline(name: str) -> bool:
         return False
 
 
-def _working() -> str:
-    return ", ".join(name for name in REGISTRY if usable_offline(name)) or "none"
+def _working(besides: str) -> str:
+    working = (name for name in REGISTRY if name != besides and usable_offline(name))
+    return ", ".join(working) or "none"
+
+
+def _built(name: str, found: Entry, path: Path | None) -> Classifier:
+    try:
+        return found.build(path)
+    except MinexpError:
+        raise
+    except Exception as error:
+        if path is None:
+            raise
+        why = " ".join(str(error).split())[:200]
+        raise WeightsError(
+            f"{name}: {path} does not hold this network's weights ({why}); replace it, it comes "
+            f"from: {found.source}; models that work now: {_working(name)}"
+        ) from error
 
 
 def _tapped(model: Classifier, taps: Sequence[str] | None) -> Classifier:
@@ -121,19 +139,30 @@ def _own(name: str) -> Classifier:
     path, _, factory = name.rpartition(":")
     if not Path(path).is_file():
         raise InputError(f"--model {name}: no file {path}; expected path/to/file.py:factory")
-    spec = importlib.util.spec_from_file_location(Path(path).stem, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    made = getattr(module, factory, None)
-    if not callable(made):
-        raise InputError(f"--model {name}: {path} has no function {factory!r}")
-    classifier = made()
+    try:
+        made = getattr(_imported(Path(path)), factory, None)
+        if not callable(made):
+            raise InputError(f"--model {name}: {path} has no function {factory!r}")
+        classifier = made()
+    except MinexpError:
+        raise
+    except Exception as error:
+        raise InputError(f"--model {name}: {type(error).__name__}: {error}") from error
     if not isinstance(classifier, Classifier):
         raise InputError(
             f"--model {name}: {factory}() returned {type(classifier).__name__}; expected what "
             "minexp.wrap(module, mean=..., std=..., size=..., class_names=...) returns"
         )
     return replace(classifier, name=name)
+
+
+def _imported(path: Path) -> ModuleType:
+    name = f"minexp_own_{path.stem}"  # not the stem alone: torch.py must not hide torch
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses and pickle look there
+    spec.loader.exec_module(module)
+    return module
 
 
 REGISTRY: Mapping[str, Entry] = {
@@ -167,7 +196,7 @@ REGISTRY: Mapping[str, Entry] = {
     "efficientnet_b0": hub_entry(
         "efficientnet_b0.ra_in1k",
         "timm/efficientnet_b0.ra_in1k",
-        None,
+        "d569899762ea9b1384ee07f4af64805cf8caa1c55f9253ebb1080dc40e87a2cd",
         name="efficientnet_b0",
         family="EfficientNet",
         taps=inverted_residuals,
@@ -175,7 +204,7 @@ REGISTRY: Mapping[str, Entry] = {
     "vit_b16": hub_entry(
         "vit_base_patch16_224.augreg2_in21k_ft_in1k",
         "timm/vit_base_patch16_224.augreg2_in21k_ft_in1k",
-        None,
+        "32aa17d6e17b43500f531d5f6dc9bc93e56ed8841b8a75682e1bb295d722405b",
         name="vit_b16",
         family="ViT",
         taps=blocks,

@@ -32,8 +32,9 @@ from minexp.sufficiency import TOLERANCE, check_mask
 SCHEMA = "minexp-peer/1"
 # the files a judgement depends on
 CODE = (
-    *("images", "mnist", "models", "references", "taps", "masking", "sufficiency", "minimality"),
-    *("baselines", "metrics", "peers"),
+    *("images", "mnist", "cifar", "builders", "taps", "folding", "classifier", "entries"),
+    *("models", "references", "masking", "sufficiency", "minimality", "attention", "baselines"),
+    *("metrics", "peers"),
 )
 CELL = 8  # pixels, the side of the cells that are switched off one at a time
 CELLS = 32  # of them are tried at most: a forward pass each
@@ -59,6 +60,8 @@ PEERS: Mapping[str, Peer] = {  # the cheapest first
     "centre": Peer(baselines.centre),
     "random": Peer(baselines.random_map),
     "gradcam": Peer(baselines.gradcam, 1),
+    "attention": Peer(baselines.attention_map),
+    "rollout": Peer(baselines.attention_rollout),
     "integrated_gradients": Peer(
         partial(baselines.integrated_gradients, steps=GRADIENT_STEPS), GRADIENT_STEPS
     ),

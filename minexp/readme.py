@@ -92,16 +92,38 @@ def benchmark() -> str:
     )
 
 
+def networks() -> str:
+    """Every registered model as ``minexp models --check`` found it."""
+    lines = [
+        "| model | family | parameters | weights | keeps | pixels | confidence | s |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in json.loads((FIGURES / "models.json").read_text(encoding="utf-8")):
+        head = f"| `{row['name']}` | {row['family']} | {row['parameters']:,} "
+        if row["reason"]:
+            lines.append(f"{head}| not on the machine that measured | | | | |")
+            continue
+        lines.append(
+            f"{head}| {row['source']} | {row['label'] if row['label_kept'] else 'nothing'} "
+            f"| {row['area']:.1%} | {row['confidence_before']:.2f} → "
+            f"{row['confidence_after']:.2f} | {row['seconds']:.0f} |"
+        )
+    return "\n".join(lines)
+
+
 def models() -> str:
-    """Accuracy and size of the networks trained here: the digits' and the mask's."""
+    """Accuracy, size and recipe of the networks trained here, and the mask network's size."""
     from minexp.masknet import UNet, parameter_count  # torch, only where it is needed
 
-    card = json.loads((ROOT / "data" / "mnist_cnn.json").read_text(encoding="utf-8"))
-    return (
-        f"`mnist_cnn` names {card['test_accuracy']:.1%} of the 1,000 test digits rightly with "
-        f"{card['parameters']:,} parameters. The mask network of a 224 × 224 photograph has "
-        f"{parameter_count(UNet(3, (224, 224), 56)):,}."
-    )
+    lines = ["| network | test accuracy | parameters | epochs | minutes |", "|---|---|---|---|---|"]
+    for path in sorted((ROOT / "data").glob("*.json")):
+        card = json.loads(path.read_text(encoding="utf-8"))
+        lines.append(
+            f"| `{card['model']}` | {card['test_accuracy']:.1%} | {card['parameters']:,} "
+            f"| {card['recipe']['epochs']} | {card['seconds'] / 60:.0f} |"
+        )
+    size = parameter_count(UNet(3, (224, 224), 56))
+    return "\n".join([*lines, "", f"The mask network of a 224 × 224 photograph has {size:,}."])
 
 
 def notebooks() -> str:
@@ -124,6 +146,7 @@ BLOCKS = {
     "digits": digits,
     "benchmark": benchmark,
     "models": models,
+    "networks": networks,
     "notebooks": notebooks,
 }
 

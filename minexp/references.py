@@ -19,23 +19,27 @@ def open_reference(reference: str, model: Classifier) -> tuple[Tensor, str]:
     Raises:
         InputError: no such picture, or one that ``images.read_image`` refuses.
     """
-    kind, _, name = reference.partition(":")
+    kind = reference.partition(":")[0]
     if kind == "mnist":
         pixels, _ = mnist.digits()
-        if not name.isdecimal() or int(name) >= len(pixels):
-            raise InputError(f"{reference!r}: expected mnist:0 to mnist:{len(pixels) - 1}")
-        digit = pixels[int(name)]
+        digit = pixels[_index(reference, len(pixels))]
         picture = Image.fromarray(np.round(digit * 255).astype(np.uint8)).convert("RGB")
         return model.preprocess(picture), hashlib.sha256(digit.tobytes()).hexdigest()
     if kind == "cifar10":  # of the test pictures
         pictures, _ = cifar.pictures("test")
-        if not name.isdecimal() or int(name) >= len(pictures):
-            raise InputError(f"{reference!r}: expected cifar10:0 to cifar10:{len(pictures) - 1}")
-        pixels = pictures[int(name)]
+        pixels = pictures[_index(reference, len(pictures))]
         picture = Image.fromarray(pixels)
         return model.preprocess(picture), hashlib.sha256(pixels.tobytes()).hexdigest()
     path = locate(reference)
     return images.load_image(path, model), images.sha256(path)
+
+
+def _index(reference: str, count: int) -> int:
+    kind, _, name = reference.partition(":")
+    # Python converts no number of thousands of digits
+    if not name.isdecimal() or len(name) > 9 or int(name) >= count:
+        raise InputError(f"{reference!r}: expected {kind}:0 to {kind}:{count - 1}")
+    return int(name)
 
 
 def locate(reference: str) -> Path:

@@ -36,6 +36,7 @@ CODE = (
     "mnist",
     "cifar",
     "builders",
+    "folding",
     "classifier",
     "entries",
     "models",

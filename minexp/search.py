@@ -84,7 +84,7 @@ def _seeded_network(model: Classifier, config: ExplainConfig) -> UNet:
         grid = config.grid or min(DEFAULT_GRID, *model.size)
         if config.patch is not None:  # one logit a patch, and no smooth outline between them
             grid = model.size[0] // config.patch
-        mode = "bilinear" if config.patch is None else "nearest"
+        mode = "bilinear" if config.patch is None else "nearest-exact"
         return UNet(len(model.mean), model.size, grid, mode=mode).to(model.device)
 
 

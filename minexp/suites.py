@@ -24,6 +24,7 @@ A_CLASS = 10  # test pictures of each class, of digits and of CIFAR-10
 MODELS = {"mnist": "mnist_cnn", "cifar10": "resnet18_cifar10"}
 OURS = ("ours_no_noise", "ours")
 SLOW = ("rex", "extremal")  # by name only: an optional package, and minutes an image
+TRANSFORMERS = ("attention", "rollout")  # by name only: they refuse every other network
 METHODS = (*(name for name in peers.PEERS if name not in SLOW), *OURS, *SLOW)  # cheap ones first
 Setting = ExplainConfig | tuple[str, ...]  # ours; or the criteria a peer is judged by
 
@@ -45,7 +46,7 @@ def suite(
         limit: the first so many images only.
         methods: of :data:`METHODS`, or ours with settings changed, "ours+tv=20+steps=300", or from
             another preset, "ours+preset=house_finch"; None: for digits ours with and without
-            noise, else ours and all peers that are not ``SLOW``.
+            noise, else ours and all peers but ``SLOW`` and ``TRANSFORMERS``.
         every: (N, K), before ``limit``: every N-th image from the K-th on, counted from 0, to
             hold out those a setting was chosen on.
         model: its name; None: mnist_cnn for digits, resnet18_cifar10 for CIFAR-10, else
@@ -63,7 +64,8 @@ def suite(
         raise InputError(f"every={step}:{start}: expected N >= 1 and 0 <= K < N")
     digits = name == "mnist"
     criteria = (criterion,) if criterion else ("confidence",) if digits else CRITERIA
-    default = OURS if digits else [k for k in METHODS if k not in SLOW and k != "ours_no_noise"]
+    by_name = (*SLOW, *TRANSFORMERS, "ours_no_noise")
+    default = OURS if digits else [k for k in METHODS if k not in by_name]
     model = model or MODELS.get(name, "efficientnet_lite0")
     settings = _settings(default if methods is None else methods, criteria, model)
     references = _references(name)[start::step][:limit]

@@ -76,7 +76,7 @@ def _certificate(reported: dict | None, judge: Judge, mask: Tensor) -> list[str]
     """What of the certificate does not hold when every cell is switched off anew."""
     if not isinstance(reported, dict):
         return ["minimality: a certificate is due, none is reported"]
-    recomputed = certificate_json(certify(judge, mask, judge.config.cell))
+    recomputed = certificate_json(certify(judge, mask, judge.config.deleted))
     cells = recomputed.pop("cells")
     differences = [
         f"minimality {name}: reported {reported.get(name)}, recomputed {value}"

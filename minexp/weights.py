@@ -55,7 +55,6 @@ def from_hub(name: str, repository: str) -> Path:
 def downloaded_from_hub(name: str, repository: str) -> Path:
     """As :func:`from_hub`, downloaded if need be and allowed."""
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
         return from_hub(name, repository)
@@ -64,12 +63,12 @@ def downloaded_from_hub(name: str, repository: str) -> Path:
             raise WeightsError(f"{missing}, or unset MINEXP_OFFLINE") from None
         try:
             return Path(hf_hub_download(repository, HUB_FILE))
-        except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        except Exception as error:  # of whichever library it speaks HTTP with
             reason = " ".join(str(error).split())[:200]
             raise WeightsError(f"{missing}; it could not be downloaded: {reason}") from error
 
 
-def from_torchvision(name: str, url: str) -> Path:
+def from_url(name: str, url: str) -> Path:
     """Where torch.hub keeps a file of this address. Raises WeightsError where it is not there."""
     path = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[1]
     if not path.is_file():
@@ -79,10 +78,10 @@ def from_torchvision(name: str, url: str) -> Path:
     return path
 
 
-def downloaded_from_torchvision(name: str, url: str) -> Path:
-    """As :func:`from_torchvision`, downloaded if need be and allowed."""
+def downloaded_from_url(name: str, url: str) -> Path:
+    """As :func:`from_url`, downloaded if need be and allowed."""
     try:
-        return from_torchvision(name, url)
+        return from_url(name, url)
     except WeightsError as missing:
         if offline():
             raise WeightsError(f"{missing}, or unset MINEXP_OFFLINE") from None
@@ -99,8 +98,8 @@ def downloaded_from_torchvision(name: str, url: str) -> Path:
 def hash_of(path: Path) -> str | None:
     """The sha256, or how it begins, that a file's place states; None where it states none.
 
-    The hub's cache names its files by their sha256, torchvision ends a name in the first eight
-    digits.
+    The hub's cache names its files by their sha256, torchvision and timm end a name in its first
+    eight digits or more.
     """
     stated = re.fullmatch(r"[0-9a-f]{64}", path.resolve().name)
     if stated:

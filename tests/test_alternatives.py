@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-from minexp import references, taps
+from minexp import config, references, taps
 from minexp.alternatives import Curve, confidence_area_curve, disjoint, envelope
 from minexp.classifier import Classifier
-from minexp.config import configure, preset
+from minexp.config import Preset, configure, preset
 from minexp.errors import InputError
 from minexp.explain import explain
 from minexp.masking import apply_mask
@@ -172,6 +172,25 @@ def test_disjoint_explanations_share_no_cell_and_no_pixel(mnist_cnn, digit, apar
 
 def test_the_first_of_them_is_the_one_explanation(mnist_cnn, digit, apart):
     assert torch.equal(apart[0].mask, explain(mnist_cnn, digit, QUICK).mask)
+
+
+def test_whole_patches_go_to_one_of_them_each(mnist_cnn, digit):
+    patches = replace(QUICK, cell=None, patch=7)
+    apart = disjoint(mnist_cnn, digit, patches, most=3, budget=1.0)
+    assert len(apart) > 1
+    for found in apart:
+        places = active_cells(found.mask, 7)
+        assert found.certificate.cell == 7 and len(places) == found.certificate.active
+        assert found.mask.sum() == 49 * len(places), "a patch is on or off as a whole"
+    for one, other in itertools.combinations(apart, 2):
+        assert not set(active_cells(one.mask, 7)) & set(active_cells(other.mask, 7))
+
+
+def test_without_a_configuration_the_preset_is_the_models(mnist_cnn, digit, monkeypatch):
+    short = {"digits": Preset(QUICK, "cut short"), "default": config.PRESETS["default"]}
+    monkeypatch.setattr(config, "PRESETS", short)
+    (found,) = disjoint(mnist_cnn, digit, most=1, budget=1.0)
+    assert found.config == QUICK
 
 
 @pytest.mark.parametrize("most", [1, 2])

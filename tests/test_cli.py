@@ -6,13 +6,16 @@ import struct
 import subprocess
 import sys
 import zlib
+from dataclasses import asdict
 
 import numpy as np
 import pytest
+from huggingface_hub import constants
 from PIL import Image
 
-from minexp import models
+from minexp import jobs, models
 from minexp.cli import main
+from minexp.config import PRESETS
 
 COMMANDS = ("models", "fetch", "explain", "verify", "train", "bench", "paper")
 QUICK = ["--model", "mnist_cnn", "--set", "grid=28", "--steps", "20"]
@@ -246,3 +249,157 @@ def test_as_a_program_a_missing_file(here):
 def test_as_a_program_debug_shows_the_traceback(here):
     done = minexp("explain", "x.png", "--set", "area", "--debug", cwd=here)
     assert done.returncode != 0 and "Traceback" in done.stderr and "--set area" in done.stderr
+
+
+# --- fetch
+
+
+def test_fetch_says_where_the_weights_lie_and_what_they_are(capsys, mnist_cnn):
+    path, digest = models.entry("mnist_cnn").weights(), mnist_cnn.weights_sha256
+    expected = f"mnist_cnn: {path} sha256 {digest}\n"
+    assert run("fetch", "mnist_cnn", capsys=capsys) == (0, expected, "")
+    assert path.is_file() and len(digest) == 64
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("resnet18", ("weights/resnet18.safetensors", "MINEXP_OFFLINE", "mnist_cnn")),
+        ("timm:resnet26.bt_in1k", ("weights/timm-resnet26.bt_in1k.safetensors",)),
+        ("nope", ("unknown model 'nope'", "resnet18")),
+        ("timm:nope", ("timm has no such model",)),
+        ("own.py:make", ("nothing to fetch",)),
+    ],
+)
+def test_fetch_offline_of_what_is_not_here_exits_2_in_one_line(
+    here, monkeypatch, capsys, name, words
+):
+    monkeypatch.setenv("MINEXP_OFFLINE", "1")
+    monkeypatch.setenv("MINEXP_HOME", str(here))
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(here / "hub"))
+    (here / "own.py").write_text("raise SystemExit('was run')")
+    code, out, err = run("fetch", name, capsys=capsys)
+    assert code == 2 and out == "" and len(err.splitlines()) == 1
+    assert all(word in err for word in words)
+    assert [path.name for path in here.iterdir()] == ["own.py"]
+
+
+# --- a model of one's own
+
+OWN = """
+from pathlib import Path
+import minexp
+import torch
+from torch import nn
+
+def tiny(mean=0.5):
+    module = nn.Sequential(
+        nn.Conv2d(3, 6, 5, stride=3, padding=2), nn.BatchNorm2d(6), nn.ReLU(), nn.Flatten(),
+        nn.Linear(6 * 121, 3),
+    )
+    generator = torch.Generator().manual_seed(int(Path(__file__).with_name("seed").read_text()))
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator))
+    return minexp.wrap(
+        module, mean=[mean] * 3, std=[0.25] * 3, size=(32, 32), class_names=["a", "b", "c"]
+    )
+
+def bare():
+    return nn.Linear(3, 3)
+
+def broken():
+    raise ValueError("of my own\\nmaking")
+
+number = 3
+"""
+FEW = ["--steps", "8", "--set", "noise_draws=4", "--set", "patch=4"]
+
+
+@pytest.fixture
+def own(here):
+    """A file with factories; what earlier tests loaded from it is forgotten."""
+    (here / "own.py").write_text(OWN)
+    (here / "seed").write_text("0")
+    jobs.model.cache_clear()
+    yield here / "own.py"
+    jobs.model.cache_clear()
+
+
+def test_a_factorys_model_is_explained_and_verified(here, own, capsys):
+    name, path = f"{own}:tiny", here / "out" / "bundled-rocket.json"
+    command = ["explain", "bundled:rocket", "--model", name, *FEW, "--out", "out"]
+    code, out, _ = run(*command, capsys=capsys)
+    assert code == 0 and out.startswith("bundled:rocket: ") and len(out.splitlines()) == 1
+    result = json.loads(path.read_text())
+    assert result["model"] == name and result["label"] in ("a", "b", "c")
+    assert result["weights_sha256"] == models.load_model(name).weights_sha256
+    assert (result["config"]["patch"], result["minimality"]["grid"]) == (4, 4)
+    assert result["config"]["weights"]["total_variation"] == 70, "32 pixels: the preset small"
+    assert run("verify", path, capsys=capsys) == (0, f"{path}: ok\n", "")
+    before = tree(here / "out")
+    code, again, _ = run(*command, capsys=capsys)
+    assert code == 0 and again == out.replace("\n", " (kept result)\n")
+    assert tree(here / "out") == before
+
+
+def test_other_weights_of_a_factory_make_another_result(here, own, capsys):
+    """By the same name from the same file: only the digest of its weights tells."""
+    name, path = f"{own}:tiny", here / "out" / "bundled-rocket.json"
+    command = ["explain", "bundled:rocket", "--model", name, *FEW, "--out", "out"]
+    assert run(*command, capsys=capsys)[0] == 0
+    first = json.loads(path.read_text())
+    (here / "seed").write_text("1")
+    jobs.model.cache_clear()  # a new process has loaded nothing yet
+    code, out, err = run("verify", path, capsys=capsys)
+    assert code == 2 and out == "" and "made with other weights" in err
+    code, out, _ = run(*command, capsys=capsys)
+    assert code == 0 and "(kept result)" not in out
+    second = json.loads(path.read_text())
+    assert second["weights_sha256"] != first["weights_sha256"]
+    assert second["confidence"] != first["confidence"] and second["model"] == first["model"]
+    assert run("verify", path, capsys=capsys) == (0, f"{path}: ok\n", "")
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("none.py:tiny", ("no file none.py", "path/to/file.py:factory")),
+        ("own.py:huge", ("own.py has no function 'huge'",)),
+        ("own.py:number", ("no function 'number'",)),
+        ("own.py:", ("no function ''",)),
+        ("own.py:bare", ("bare() returned Linear", "minexp.wrap")),
+        ("own.py:broken", ("own.py:broken", "of my own making")),
+        ("own.py", ("unknown model 'own.py'", "path/to/file.py:factory")),
+    ],
+)
+def test_a_factory_that_is_none_exits_2_in_one_line(here, own, capsys, name, words):
+    before = set(here.iterdir())
+    code, out, err = run("explain", "bundled:rocket", "--model", name, *FEW, capsys=capsys)
+    assert code == 2 and out == "" and len(err.splitlines()) == 1
+    assert all(word in err for word in words), err
+    assert {path for path in here.iterdir() if path.name != "__pycache__"} == before
+
+
+def test_a_factorys_taps_are_chosen_by_their_numbers(here, own, capsys):
+    """A Sequential's submodules are called 0, 1, 2 ...: names, however they look."""
+    command = ["explain", "bundled:rocket", "--model", f"{own}:tiny", *FEW, "--set"]
+    for taps, stored in (("0", ["0"]), ("0,2", ["0", "2"])):
+        code, out, err = run(*command, f"taps={taps}", "--out", "out", capsys=capsys)
+        assert code == 0 and "(kept result)" not in out, err
+        result = json.loads((here / "out" / "bundled-rocket.json").read_text())
+        assert result["config"]["taps"] == stored
+    code, out, err = run(*command, "taps=9", capsys=capsys)
+    assert code == 2 and out == "" and "no submodule named '9'" in err
+
+
+@pytest.mark.parametrize(
+    ("options", "preset"), [([], "digits"), (["--preset", "small"], "small")], ids=str
+)
+def test_without_a_preset_it_is_the_models(here, capsys, options, preset):
+    few = ["--steps", "2", "--set", "noise_draws=0", "--set", "minimal=false"]
+    assert run("explain", "mnist:4", "--model", "mnist_cnn", *few, *options, capsys=capsys)[0] == 0
+    config = json.loads((here / "explanations" / "mnist-4.json").read_text())["config"]
+    own, other = (PRESETS[name].config.weights for name in (preset, "default"))
+    assert config["weights"] == asdict(own) != asdict(other)
+    assert config["confidence_slack"] == PRESETS[preset].config.confidence_slack

@@ -1,13 +1,21 @@
 """The numbers that steer an explanation: the paper's own, and none that makes no sense."""
 
 import dataclasses
+import json
 import math
 from dataclasses import FrozenInstanceError, fields
 
 import pytest
 
 from minexp import config
-from minexp.config import ExplainConfig, LossWeights, configure, preset
+from minexp.config import (
+    ExplainConfig,
+    LossWeights,
+    configure,
+    default_preset,
+    parse_settings,
+    preset,
+)
 from minexp.errors import InputError
 
 # The lambda sets as the text of paper 000 prints them:
@@ -135,13 +143,15 @@ def test_weight_from_zero_up_is_accepted(name, value):
 BAD_FIELDS = [
     *[
         (name, value)
-        for name in ("steps", "grid", "noise_draws", "cell", "seed")
+        for name in ("steps", "grid", "noise_draws", "cell", "patch", "seed")
         for value in (-1, 1.0, math.nan, True, "5", 2**31 - 1)
     ],
     *[(name, None) for name in ("steps", "noise_draws", "seed")],
     ("steps", 0),
     ("grid", 0),
     ("cell", 0),
+    ("patch", 0),
+    *[("taps", taps) for taps in ((), [], 3, True, ("a", 1), [None], {"a": 1}, {"a"}, b"a")],
     *[("learning_rate", value) for value in (0, -1e-3, math.nan, math.inf, True, "0.1", None)],
     *[(name, value) for name in ("adapt", "minimal") for value in (0, 1, "true", None)],
     *[("noise_lead", value) for value in (-0.1, math.nan, math.inf, True, "1", None)],
@@ -200,6 +210,8 @@ def test_configure_changes_what_is_named_and_nothing_else():
         ("criterion", "label"),
         ("noise_draws", 0),
         ("seed", 12),
+        ("patch", 4),
+        ("taps", ("blocks.1", "blocks.3")),
         ("tap_weights", {"bn2": 0.5}),
     ],
 )
@@ -217,6 +229,98 @@ def test_configure_applies_each_weight(name):
 
 def test_configure_with_nothing_changes_nothing():
     assert configure(preset("mnist"), {}) == preset("mnist")
+
+
+# --- patches and taps
+
+
+@pytest.mark.parametrize(
+    ("start", "change"), [({"grid": 28}, {"patch": 4}), ({"patch": 4}, {"grid": 28})], ids=str
+)
+def test_a_patch_and_a_grid_are_one_too_many(start, change):
+    with pytest.raises(InputError, match="patch=4, grid=28: expected one of the two"):
+        ExplainConfig(**start, **change)
+    with pytest.raises(InputError, match="patch=4, grid=28"):
+        configure(ExplainConfig(**start), change)
+    freed = configure(ExplainConfig(**start), {**dict.fromkeys(start), **change})
+    assert {name: getattr(freed, name) for name in change} == change
+
+
+@pytest.mark.parametrize(
+    ("settings", "side"),
+    [({}, None), ({"patch": 4}, 4), ({"cell": 3}, 3), ({"patch": 4, "cell": 8}, 8)],
+    ids=str,
+)
+def test_the_side_of_what_is_deleted(settings, side):
+    assert ExplainConfig(**settings).deleted == side
+
+
+def test_taps_are_a_tuple_whatever_held_them():
+    names = ["blocks.1", "blocks.3"]
+    config = ExplainConfig(taps=names)
+    assert config.taps == ("blocks.1", "blocks.3")
+    names.append("blocks.5")
+    assert config.taps == ("blocks.1", "blocks.3"), "what the caller does to theirs stays theirs"
+    with pytest.raises(InputError, match=r"taps='blocks\.1'"):
+        ExplainConfig(taps="blocks.1")
+
+
+@pytest.mark.parametrize(
+    ("text", "taps"),
+    [
+        ("blocks.1", ("blocks.1",)),
+        ("blocks.1,blocks.3", ("blocks.1", "blocks.3")),
+        ('["blocks.1", "blocks.3"]', ("blocks.1", "blocks.3")),
+        ("1", ("1",)),  # a Sequential's submodules are called by numbers
+        ("1,3", ("1", "3")),
+        ("1.10", ("1.10",)),
+        ("null", None),
+    ],
+)
+def test_taps_as_they_are_typed(text, taps):
+    changes = parse_settings([f"taps={text}"], "--set")
+    assert configure(ExplainConfig(taps=("before",)), changes).taps == taps
+
+
+def test_a_number_typed_for_anything_else_stays_one():
+    changes = parse_settings(["steps=3", "tv=1.5", "minimal=false", "cell=null"], "--set")
+    assert changes == {"steps": 3, "tv": 1.5, "minimal": False, "cell": None}
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        ExplainConfig(),
+        ExplainConfig(taps=["a", "b"], tap_weights={"a": 2.0}, patch=4, cell=8),
+        preset("small"),
+    ],
+    ids=["default", "taps and patch", "small"],
+)
+def test_a_configuration_survives_dict_and_json(config):
+    for stored in (dataclasses.asdict(config), json.loads(json.dumps(dataclasses.asdict(config)))):
+        weights = LossWeights(**stored.pop("weights"))
+        assert ExplainConfig(weights=weights, **stored) == config
+
+
+@pytest.mark.parametrize(
+    ("size", "channels", "name"),
+    [
+        ((28, 28), 1, "digits"),
+        ((20, 28), 1, "digits"),
+        ((28, 28), 3, "small"),
+        ((28, 29), 1, "small"),
+        ((32, 32), 1, "small"),
+        ((32, 32), 3, "small"),
+        ((64, 64), 3, "small"),
+        ((28, 64), 3, "small"),
+        ((65, 65), 3, "default"),
+        ((32, 65), 3, "default"),
+        ((224, 224), 3, "default"),
+        ((224, 224), 1, "default"),
+    ],
+)
+def test_the_preset_that_suits_an_input(size, channels, name):
+    assert default_preset(size, channels) == name and preset(name).adapt
 
 
 # --- frozen

@@ -6,15 +6,18 @@ from dataclasses import fields, replace
 
 import pytest
 import torch
+from torch import nn
 
+from minexp import config as settings
 from minexp import explain as explain_by_name
-from minexp import references
+from minexp import models, references, results, verification
+from minexp.classifier import folded, wrap
 from minexp.config import ExplainConfig, LossWeights, configure, preset
 from minexp.errors import InputError
-from minexp.explain import Explanation, explain
+from minexp.explain import Explanation, check_settings, explain
 from minexp.masking import apply_mask
-from minexp.search import REST, STREAK, _weights_now
-from minexp.sufficiency import TOLERANCE, check_mask, is_feasible
+from minexp.search import REST, STREAK, Seen, _seeded_network, _weights_now
+from minexp.sufficiency import TOLERANCE, Judge, check_mask, is_feasible
 
 QUICK = configure(
     ExplainConfig(),
@@ -321,3 +324,317 @@ print(before.history == after.history == explain(model, image, config).history)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (done.stdout, done.returncode) == ("True\n", 0), done.stderr
+
+
+# --- patches of a transformer
+
+
+def seeded_vit(name):
+    """A small transformer of 4 x 4 patches, with random weights and logits that differ."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = models.load_model(name, weights=None)
+    with torch.no_grad():
+        model.module.head.weight *= 30
+    return model
+
+
+@pytest.fixture(scope="module")
+def vit():
+    return seeded_vit("mnist_vit")
+
+
+@pytest.fixture(scope="module")
+def vit_digit(vit):
+    return references.open_reference("mnist:4", vit)[0]
+
+
+@pytest.fixture
+def masks_seen(monkeypatch):
+    """Every mask that searches see, besides what they do with them."""
+    masks, search = [], explain_by_name.search
+
+    def spied(*args):
+        seen, history = search(*args)
+        masks.extend(one.mask for one in seen)
+        return seen, history
+
+    monkeypatch.setattr(explain_by_name, "search", spied)
+    return masks
+
+
+def whole_patches(mask, patch) -> bool:
+    """Literally: every pixel is as the first of its patch."""
+    rows = mask[0, 0].float().tolist()
+    return all(
+        value == rows[i - i % patch][j - j % patch]
+        for i, row in enumerate(rows)
+        for j, value in enumerate(row)
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "reference", "cell"),
+    [("mnist_vit", "mnist:4", None), ("vit_cifar10", "bundled:chelsea", 8)],
+)
+def test_patches_are_on_or_off_as_a_whole(name, reference, cell, masks_seen):
+    model, cells = seeded_vit(name), cell or 4
+    image, _ = references.open_reference(reference, model)
+    config = ExplainConfig(patch=4, cell=cell, steps=14, noise_draws=0)
+    found = explain(model, image, config)
+    partial = {mask.float().mean().item() for mask in masks_seen} - {0.0, 1.0}
+    assert len(masks_seen) == 14 and partial, "else this proves nothing"
+    assert all(whole_patches(mask, 4) for mask in [*masks_seen, found.mask])
+    assert not all(whole_patches(mask, 8) for mask in masks_seen), "patches of 4, not of 8"
+    check_honest(model, image, found)
+    certificate, side = found.certificate, model.size[0]
+    assert found.feasible and certificate.cell == cells and certificate.removable == 0
+    assert certificate.active > 1
+    active = {(i // cells, j // cells) for i, j in found.mask[0, 0].nonzero().tolist()}
+    assert {(c.row, c.column) for c in certificate.cells} == active
+    assert all(max(place) <= (side - 1) // cells for place in active)
+
+
+@pytest.mark.parametrize(("side", "patch"), [(28, 4), (82, 41)])
+def test_a_network_of_patches(side, patch, mnist_cnn):
+    """82 / 41 is where torch's plain nearest interpolation misses an edge by a pixel."""
+    network = _seeded_network(replace(mnist_cnn, size=(side, side)), ExplainConfig(patch=patch))
+    assert (network.grid, network.bias.shape) == (side // patch, (1, 1, *[side // patch] * 2))
+    with torch.no_grad():
+        network.bias.copy_(torch.arange(network.bias.numel()).view_as(network.bias) % 2 - 0.5)
+    mask = network(torch.zeros(1, 1, side, side)) > 0.5
+    assert 0 < mask.float().mean() < 1 and whole_patches(mask, patch)
+
+
+@pytest.mark.parametrize(
+    ("size", "changes", "complaint"),
+    [
+        ((28, 28), {"patch": 5}, "patch=5: expected a part of the square image's side 28"),
+        ((28, 28), {"patch": 28}, "patch=28"),
+        ((28, 28), {"patch": 56}, "patch=56"),
+        ((28, 32), {"patch": 4}, "patch=4: expected a part of the square"),
+        ((28, 28), {"patch": 4, "cell": 6}, "cell=6: expected a multiple of patch=4"),
+        ((28, 28), {"patch": 4, "cell": 2}, "cell=2: expected a multiple of patch=4"),
+        ((28, 28), {"patch": 4, "cell": 32}, "cell=32: expected a side from 1 to"),
+    ],
+    ids=str,
+)
+def test_a_patch_that_does_not_fit_is_refused(mnist_cnn, size, changes, complaint):
+    model, config = replace(mnist_cnn, size=size), ExplainConfig(**changes)
+    with pytest.raises(InputError, match=complaint):
+        check_settings(model, config)
+    with pytest.raises(InputError, match=complaint):
+        explain(model, torch.zeros(1, 1, *size), config)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"patch": 1}, {"patch": 14}, {"patch": 4, "cell": 28}], ids=str
+)
+def test_a_patch_that_fits_is_not(mnist_cnn, digit, changes):
+    config = ExplainConfig(**changes, steps=1, noise_draws=0, minimal=False)
+    assert explain(mnist_cnn, digit, config).area == 1
+
+
+def test_only_whole_patches_may_be_allowed(mnist_cnn, digit, masks_seen):
+    config = ExplainConfig(patch=4, steps=9, noise_draws=0, criterion="label", minimal=False)
+    allowed = torch.ones(1, 1, 28, 28)
+    allowed[..., :8, 12:20] = 0
+    found = explain(mnist_cnn, digit, config, allowed=allowed)
+    assert all(whole_patches(mask, 4) for mask in [*masks_seen, found.mask])
+    assert not (found.mask.bool() & (allowed == 0)).any()
+    allowed[..., 9, 9] = 0
+    with pytest.raises(InputError, match="allowed: expected whole patches of 4 x 4"):
+        explain(mnist_cnn, digit, config, allowed=allowed)
+    assert explain(mnist_cnn, digit, replace(config, patch=None), allowed=allowed).area < 1
+
+
+def test_an_empty_mask_that_suffices_is_not_the_answer(mnist_cnn):
+    """An image of class 0 that the zero fill shows too: the smallest mask with a pixel on."""
+    image = torch.zeros(1, 1, 28, 28)
+    label = int(mnist_cnn(image).argmax())
+    judge = Judge(mnist_cnn, image, label, LABEL_ONLY)
+    masks = [torch.zeros(1, 1, 28, 28, dtype=torch.bool) for _ in range(3)]
+    masks[1][..., :2] = masks[2][..., :3] = True
+    seen = [Seen(mask, mask.float().mean().item(), 1.0, True) for mask in masks]
+    assert all(judge.feasible(mask.float()) for mask in masks)
+    assert torch.equal(explain_by_name._smallest_feasible(judge, seen), masks[1].float())
+    assert explain_by_name._smallest_feasible(judge, seen[:1]) is None
+
+
+# --- chosen taps
+
+
+def literal_activations(module, name, image):
+    """What one submodule gives, float64, by a hook of the test's own."""
+    given = []
+    handle = module.get_submodule(name).register_forward_hook(lambda *call: given.append(call[2]))
+    with torch.no_grad():
+        module(image)
+    handle.remove()
+    return given[0].double()
+
+
+def literal_distance(a, b) -> float:
+    """Section 3.1.1: mean squared error of maps, 1 - cosine of tokens."""
+    if a.ndim == 4:
+        return ((a - b) ** 2).mean().item()
+    cosine = (a * b).sum(-1) / (a.square().sum(-1).sqrt() * b.square().sum(-1).sqrt())
+    return (1 - cosine).mean().item()
+
+
+def check_matched(model, image, found, masks, alphas) -> None:
+    """Every step's activation term is that of these taps, and of no others."""
+    own = {tap: literal_activations(model.module, tap, image) for tap in alphas}
+    for record, mask in zip(found.history, masks, strict=True):
+        masked = {tap: literal_activations(model.module, tap, image * mask) for tap in alphas}
+        expected = sum(alphas[tap] * literal_distance(own[tap], masked[tap]) for tap in alphas)
+        assert record["loss_activation"] == pytest.approx(expected, rel=1e-3, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("taps", "tap_weights"),
+    [
+        (None, {}),
+        (["blocks.1"], {}),
+        (["blocks.3", "patch_embed"], {}),
+        (["blocks.1"], {"blocks.1": 3.0}),
+        (["norm"], {"norm": 0.0}),
+    ],
+    ids=str,
+)
+def test_only_the_chosen_taps_are_matched(vit, vit_digit, masks_seen, taps, tap_weights):
+    config = ExplainConfig(
+        patch=4, steps=9, noise_draws=0, minimal=False, taps=taps, tap_weights=tap_weights
+    )
+    found = explain(vit, vit_digit, replace(config, learning_rate=1e-2))
+    assert min(mask.float().mean() for mask in masks_seen) < 0.9, "else this proves nothing"
+    alphas = {tap: tap_weights.get(tap, 1.0) for tap in taps or vit.taps}
+    check_matched(vit, vit_digit, found, masks_seen, alphas)
+    assert found.config.taps == (taps and tuple(taps))
+    assert vit.taps == tuple(f"blocks.{k}" for k in range(4)), "the caller's classifier stays"
+
+
+def normalising() -> nn.Module:
+    """A normalisation, off its start, that folding puts into the convolution before it."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        module = nn.Sequential(
+            nn.Conv2d(1, 8, 5, stride=2), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(),
+            nn.Linear(8 * 12 * 12, 4),
+        )  # fmt: skip
+    module[1].running_var.fill_(0.01)
+    module[1].running_mean.fill_(0.3)
+    return module
+
+
+@pytest.mark.parametrize(("taps", "folds"), [(["0"], False), (["1"], True), (["0", "2"], False)])
+def test_a_folded_convolution_is_not_what_was_asked_for(digit, masks_seen, taps, folds):
+    """A tap means the model's own activations, also where a faster copy has others."""
+    model = wrap(
+        normalising(), mean=(0,), std=(1,), size=(28, 28), class_names=tuple("abcd"), taps=["2"]
+    )
+    assert folded(model, digit) is not model
+    asked = replace(model, taps=tuple(taps))
+    assert (explain_by_name._folded(asked, digit) is not asked) is folds
+    config = replace(LABEL_ONLY, steps=9, learning_rate=1e-2, minimal=False, taps=taps)
+    found = explain(model, digit, config)
+    assert min(mask.float().mean() for mask in masks_seen) < 0.9, "else this proves nothing"
+    check_matched(model, digit, found, masks_seen, dict.fromkeys(taps, 1.0))
+
+
+@pytest.mark.parametrize(
+    ("taps", "complaint"),
+    [
+        (["blocks.9"], r"no submodule named 'blocks\.9' to tap; the nearest: .*blocks\.0"),
+        (["block.1"], r"'block\.1' to tap; the nearest: .*blocks\.1"),
+        ([""], "no submodule named ''"),
+        (["blocks.1", "blocks.1"], "named twice"),
+    ],
+)
+def test_unknown_taps_are_refused(vit, vit_digit, taps, complaint):
+    left, config = state(vit.module), ExplainConfig(taps=taps)
+    for refused in (lambda: check_settings(vit, config), lambda: explain(vit, vit_digit, config)):
+        with pytest.raises(InputError, match=complaint):
+            refused()
+    assert state(vit.module) == left
+
+
+def test_tap_weights_are_those_of_the_chosen_taps(vit):
+    for taps, named in ((["blocks.1"], "blocks.0"), (["norm"], "blocks.1"), (None, "norm")):
+        config = ExplainConfig(taps=taps, tap_weights={named: 0.5})
+        with pytest.raises(InputError, match=f"no tap '{named}' of mnist_vit: ") as caught:
+            check_settings(vit, config)
+        assert str(caught.value).endswith(": " + ", ".join(taps or vit.taps))
+    check_settings(vit, ExplainConfig(taps=["norm"], tap_weights={"norm": 0.5}))
+
+
+class Windows(nn.Module):
+    """A map cut into windows, put one after the other as if they were pictures."""
+
+    def forward(self, x):
+        n, c, h, w = x.shape
+        cut = x.reshape(n, c, 2, h // 2, 2, w // 2).permute(0, 2, 4, 1, 3, 5)
+        return cut.reshape(4 * n, c, h // 2, w // 2)
+
+
+class Windowed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.map, self.windows, self.head = nn.Conv2d(1, 2, 1), Windows(), nn.Linear(2, 3)
+
+    def forward(self, x):
+        parts = self.windows(self.map(x))
+        return self.head(parts.mean((2, 3)).reshape(len(x), 4, 2).mean(1))
+
+
+def test_a_tap_that_mixes_pictures_up_is_refused(digit):
+    model = wrap(
+        Windowed(), mean=(0,), std=(1,), size=(28, 28), class_names=tuple("abc"), taps=["map"]
+    )
+    with pytest.raises(InputError, match=r"tap 'windows' gives \(4, 2, 14, 14\)"):
+        explain(model, digit, replace(LABEL_ONLY, taps=["windows"]))
+
+
+def test_results_record_taps_and_patch(mnist_cnn, tmp_path):
+    """They are inputs like any other: a result is kept for the same, and verified by its patch."""
+    config = ExplainConfig(
+        patch=4, taps=["1", "3"], tap_weights={"3": 2.0}, steps=9, noise_draws=2, criterion="label"
+    )
+    made = results.explain_to_files("mnist:4", mnist_cnn, config, tmp_path)
+    stored = results.read_result(tmp_path / "mnist-4.json")
+    assert made == (stored, True)
+    assert (stored["config"]["patch"], stored["config"]["taps"]) == (4, ["1", "3"])
+    assert stored["config"]["tap_weights"] == {"3": 2.0} and stored["minimality"]["grid"] == 4
+    assert verification.read_config(stored) == config
+    assert verification.verify(tmp_path / "mnist-4.json") == []
+    assert results.explain_to_files("mnist:4", mnist_cnn, config, tmp_path) == (stored, False)
+    for change in ({"taps": ["3"]}, {"patch": 7}, {"patch": None}):
+        other = replace(config, **change)
+        assert results.finished("mnist:4", mnist_cnn, other, tmp_path) is None
+
+
+# --- the preset for a model's input
+
+
+def few_steps(**steps) -> dict:
+    """Presets of these names, cut to so many steps, nothing deleted."""
+    return {
+        name: settings.Preset(
+            replace(preset(name), steps=count, noise_draws=0, minimal=False), "cut short"
+        )
+        for name, count in steps.items()
+    }
+
+
+def test_without_a_configuration_the_model_says_which(mnist_cnn, digit, lite0, coffee, monkeypatch):
+    monkeypatch.setattr(settings, "PRESETS", few_steps(digits=1, small=2, default=3))
+    small = wrap(normalising(), mean=(0,), std=(1,), size=(28, 28), class_names=tuple("abcd"))
+    wide = seeded_vit("vit_cifar10")
+    image, _ = references.open_reference("bundled:chelsea", wide)
+    for model, given, name in (
+        (mnist_cnn, digit, "digits"), (small, digit, "digits"), (wide, image, "small"),
+        (lite0, coffee, "default"),
+    ):  # fmt: skip
+        found = explain(model, given)
+        assert found.config == preset(name)
+        assert len(found.history) == {"digits": 1, "small": 2, "default": 3}[name]

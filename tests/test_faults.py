@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from minexp import jobs, models, results
+from minexp import jobs, paths, results
 from minexp.cli import main
 
 QUICK = ["--model", "mnist_cnn", "--set", "grid=28", "--set", "noise_draws=4", "--steps", "20"]
@@ -110,8 +110,8 @@ def test_an_unwritable_folder(tmpfs, capsys):
 @pytest.fixture
 def data(tmp_path, monkeypatch):
     """A copy of data/ that a test may damage."""
-    copy = Path(shutil.copytree(models.DATA, tmp_path / "data"))
-    monkeypatch.setattr(models, "DATA", copy)
+    copy = Path(shutil.copytree(paths.DATA, tmp_path / "data"))
+    monkeypatch.setattr(paths, "DATA", copy)
     jobs.model.cache_clear()
     yield copy
     jobs.model.cache_clear()

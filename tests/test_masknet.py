@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from minexp.masknet import UNet, parameter_count
 
-# (channels, size, grid): both of our inputs, and grids that no power of two divides
+# (channels, size, grid): our inputs, grids that no power of two divides, and few patches
 CASES = [
     (3, (224, 224), 56),
     (3, (224, 224), 28),
@@ -15,14 +15,17 @@ CASES = [
     (1, (28, 28), 17),
     (1, (28, 28), 9),
     (3, (96, 160), 31),
+    (1, (28, 28), 7),
+    (3, (32, 32), 8),
+    (3, (32, 32), 2),
 ]
 each_case = pytest.mark.parametrize(("channels", "size", "grid"), CASES)
 
 
-def build(channels, size, grid, seed=0):
+def build(channels, size, grid, seed=0, mode="bilinear"):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return UNet(channels, size, grid)
+        return UNet(channels, size, grid, mode=mode)
 
 
 def picture(channels, size, seed=0):
@@ -102,6 +105,30 @@ def test_bias_of_one_cell_moves_its_own_patch_only():
     assert changed.min() >= 28 and changed.max() <= 39
 
 
+@pytest.mark.parametrize(
+    ("side", "patch"),
+    # torch's mode "nearest" shifts an edge of the last three by a pixel
+    [(28, 4), (32, 4), (32, 16), (96, 32), (224, 14), (82, 41), (110, 55), (94, 47)],
+)
+def test_each_cell_is_one_patch(side, patch):
+    grid = side // patch
+    network = build(1, (side, side), grid, mode="nearest-exact")
+    with torch.no_grad():
+        network.bias.copy_(torch.randperm(grid * grid).view(1, 1, grid, grid) - grid)
+    logits = network.logits(picture(1, (side, side)))
+    for row in range(grid):
+        for column in range(grid):
+            rows, columns = (slice(k * patch, (k + 1) * patch) for k in (row, column))
+            assert (logits[0, 0, rows, columns] == network.bias[0, 0, row, column]).all()
+
+
+@pytest.mark.parametrize("grid", [2, 7])
+def test_so_few_cells_get_gradients_too(grid):
+    network = perturbed(build(1, (28, 28), grid))
+    network(picture(1, (28, 28))).sum().backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in network.parameters())
+
+
 def disc(side):
     """A target mask (1, 1, side, side): on within a third of the side around a point off centre."""
     rows, columns = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
@@ -122,7 +149,7 @@ def fit(network, image, target, steps):
 
 
 @pytest.mark.parametrize(
-    ("channels", "side", "grid"), [(1, 28, 28), (1, 28, 17), (3, 96, 24)], ids=str
+    ("channels", "side", "grid"), [(1, 28, 28), (1, 28, 17), (1, 28, 7), (3, 96, 24)], ids=str
 )
 def test_learns_a_target_mask(channels, side, grid):
     size, target = (side, side), disc(side)

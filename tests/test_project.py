@@ -22,9 +22,9 @@ LINUX = {"python_version": "3.11", "python_full_version": "3.11.9", "sys_platfor
 # A file imports only from files above it.
 ORDER = [
     "errors", "config", "paths", "images", "samples", "mnist", "cifar", "builders", "training",
-    "taps", "classifier", "weights", "entries", "models", "references", "masking", "masknet",
-    "losses", "sufficiency", "minimality", "deletion", "attention", "baselines", "search",
-    "explain", "alternatives", "abductive", "metrics", "robustness", "circuit", "peers",
+    "taps", "folding", "classifier", "weights", "entries", "models", "references", "masking",
+    "masknet", "losses", "sufficiency", "minimality", "deletion", "attention", "baselines",
+    "search", "explain", "alternatives", "abductive", "metrics", "robustness", "circuit", "peers",
     "results", "verification", "jobs", "summary", "goals", "suites", "bench", "style", "plots",
     "figures", "catalogue", "parameters", "paper", "readme", "commands",
     "cli",
