@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from minexp import edges
-from minexp.channels import Reading, attribution, energy, read, scores
+from minexp.channels import RANKINGS, Reading, attribution, energy, read, scores
 from minexp.classifier import Classifier
 from minexp.errors import InputError
 from minexp.tracing import trace
@@ -60,14 +60,8 @@ def choose(
     means: Mapping[str, Tensor] | None = None,
 ) -> dict[str, list[int]]:
     """Tap -> its first channels by a ranking, the first first. Arguments as of find_circuit."""
-    if channels is not None and share is not None:
-        raise InputError(f"channels={channels}, share={share}: expected one of the two")
-    if share is not None and not 0 < share <= 1:
-        raise InputError(f"share={share}: expected a number above 0, at most 1")
-    channels = CHANNELS if channels is None else channels
-    if channels < 1:
-        raise InputError(f"channels={channels}: expected an integer >= 1")
-    chosen = {}
+    check_choice(ranking, channels, share)
+    channels, chosen = CHANNELS if channels is None else channels, {}
     for tap, score in scores(reading, ranking, means).items():
         order = score.argsort(descending=True, stable=True)
         count = channels
@@ -77,6 +71,18 @@ def choose(
             count = int((~reached).sum()) + 1
         chosen[tap] = order[:count].tolist()
     return chosen
+
+
+def check_choice(ranking: str, channels: int | None, share: float | None) -> None:
+    """Raise InputError where the arguments of :func:`choose` do not fit together."""
+    if ranking not in RANKINGS:
+        raise InputError(f"ranking {ranking!r}: expected one of {', '.join(RANKINGS)}")
+    if channels is not None and share is not None:
+        raise InputError(f"channels={channels}, share={share}: expected one of the two")
+    if share is not None and not 0 < share <= 1:
+        raise InputError(f"share={share}: expected a number above 0, at most 1")
+    if channels is not None and channels < 1:
+        raise InputError(f"channels={channels}: expected an integer >= 1")
 
 
 def build(

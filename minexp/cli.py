@@ -36,10 +36,8 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
-        "minexp",
-        description="Which few pixels, and which few channels, made this classifier decide?",
-    )
+    question = "Which few pixels, and which few channels, made this classifier decide?"
+    parser = _Parser("minexp", description=question)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     def command(name: str, run, help: str) -> argparse.ArgumentParser:
@@ -90,6 +88,15 @@ def _parser() -> argparse.ArgumentParser:
         "--table-only", action="store_true", help="compute nothing: the table of what is finished"
     )
     p.add_argument("--out", type=Path, required=True, help="an older table there is replaced")
+
+    p = command("circuit", _circuit, "draw the channels that made the model decide, and test them")
+    p.add_argument("images", nargs="+", metavar="IMAGE|DIR|RESULT.json")
+    p.add_argument("--model", default="efficientnet_lite0")
+    p.add_argument("--ranking", default="energy", help="of channels; see minexp/channels.py")
+    p.add_argument("--channels", type=int, help="of each layer; default: 6")
+    p.add_argument("--share", type=float, help="or as many as hold this share of its energy")
+    p.add_argument("--evaluate", action="store_true", help="write a table of all instead")
+    p.add_argument("--out", type=Path, default=Path("circuits"))
 
     p = command("paper", _paper, "run the notebooks and write the figures")
     p.add_argument("--profile", default="quick", help="quick or paper")
@@ -143,7 +150,8 @@ def _references(given: list[str]) -> list[str]:
 
     references = []
     for item in given:
-        references += map(str, images.list_images(item)) if is_path(item) else [item]
+        listed = is_path(item) and not item.endswith(".json")  # circuit takes results too
+        references += map(str, images.list_images(item)) if listed else [item]
     return list(dict.fromkeys(references))
 
 
@@ -257,6 +265,17 @@ def _bench(options: argparse.Namespace) -> int:
     for refused in numbers["refused"]:
         print(f"minexp: refused: {' '.join(map(str, refused.values()))}", file=sys.stderr)
     print(summary.table(numbers))
+    return 0
+
+
+def _circuit(options: argparse.Namespace) -> int:
+    from minexp import circuit_run, jobs
+
+    settings = {k: getattr(options, k) for k in ("ranking", "channels", "share")}
+    run = circuit_run.evaluate if options.evaluate else circuit_run.draw
+    given, out = _references(options.images), options.out.absolute()
+    for line in run(given, jobs.model(options.model), out, settings):
+        print(line, flush=True)
     return 0
 
 

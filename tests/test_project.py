@@ -25,7 +25,7 @@ ORDER = [
     "taps", "classifier", "weights", "entries", "models", "references", "masking", "masknet",
     "losses", "sufficiency", "minimality", "deletion", "attention", "baselines", "search",
     "explain", "alternatives", "abductive", "metrics", "robustness", "channels", "tracing",
-    "operations", "transfer", "edges", "circuit", "ablation", "shortcuts", "circuit_files",
+    "operations", "transfer", "edges", "circuit", "shortcuts", "ablation", "circuit_files",
     "peers", "results", "verification", "jobs", "summary", "path_patching", "circuit_evaluate",
     "circuit_compare", "goals", "suites", "bench", "style", "plots", "drawing", "circuit_html",
     "figures", "circuit_table", "circuit_run", "catalogue", "parameters", "paper", "readme",
