@@ -23,7 +23,10 @@ from minexp.shortcuts import Roads
 
 FRACTIONS = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0)
 RANDOM = ("random", "random_energy")  # controls: as many channels; channels of as much energy
-OTHER = "_other"  # control: by the same ranking for the runner-up class; kept says *its* label
+OTHER = (
+    "_other"  # control, by the same ranking for the runner-up class; its kept says *that* label:
+)
+# where it is high too, the ranking can make the network say what it is asked to say
 MEASURES = ("kept", "recovered", "lost", "removed")
 
 

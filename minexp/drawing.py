@@ -98,11 +98,12 @@ def draw_circuit(ax: Axes, graph: nx.DiGraph, title: str = "", count: int = SHOW
         node = graph.nodes[name]
         last = node["tap"] == "class"
         ax.scatter(
-            [x], [y], s=420 if last else 170, zorder=3, linewidths=0.8, edgecolors=PALETTE["ours"],
+            [x], [y], s=170, zorder=3, linewidths=0.8, edgecolors=PALETTE["ours"],
             color="white" if not last else "#DCEBF5",
         )  # fmt: skip
-        text = graph.graph["label"] if last else str(node["channel"])
-        ax.text(x, y, text, ha="center", va="center", fontsize=5.5, zorder=4)
+        text = graph.graph["label"].replace(" ", "\n") if last else str(node["channel"])
+        ax.text(x, y - 0.06 * last, text, ha="center", va="top" if last else "center",
+                fontsize=6.5 if last else 5.5, zorder=4)  # fmt: skip
     for tap, layer in {(n["tap"], n["layer"]) for _, n in graph.nodes(data=True)}:
         x = layer / max(1, graph.graph["layers"])
         ax.text(x, 1.03, tap, ha="center", va="bottom", fontsize=6)
