@@ -106,6 +106,17 @@ def _parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--out", type=Path, required=True, help="an older table there is replaced")
 
+    p = command(
+        "circuit", commands.circuit, "draw the channels that made the model decide, and test them"
+    )
+    p.add_argument("images", nargs="+", metavar="IMAGE|DIR|RESULT.json")
+    p.add_argument("--model", default="efficientnet_lite0")
+    p.add_argument("--ranking", default="energy", help="of channels; see minexp/channels.py")
+    p.add_argument("--channels", type=int, help="of each layer; default: 6")
+    p.add_argument("--share", type=float, help="or as many as hold this share of its energy")
+    p.add_argument("--evaluate", action="store_true", help="write a table of all instead")
+    p.add_argument("--out", type=Path, default=Path("circuits"))
+
     p = command("paper", commands.paper, "run the notebooks and write the figures")
     p.add_argument("--profile", default="quick", help="quick or paper")
     p.add_argument("--only", default="", metavar="01,03", help="these notebooks only")

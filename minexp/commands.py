@@ -90,7 +90,8 @@ def _references(given: list[str]) -> list[str]:
 
     references = []
     for item in given:
-        references += map(str, images.list_images(item)) if is_path(item) else [item]
+        listed = is_path(item) and not item.endswith(".json")  # circuit takes results too
+        references += map(str, images.list_images(item)) if listed else [item]
     return list(dict.fromkeys(references))
 
 
@@ -204,6 +205,17 @@ def bench(options: argparse.Namespace) -> int:
     for refused in numbers["refused"]:
         print(f"minexp: refused: {' '.join(map(str, refused.values()))}", file=sys.stderr)
     print(summary.table(numbers))
+    return 0
+
+
+def circuit(options: argparse.Namespace) -> int:
+    from minexp import circuit_run, jobs
+
+    settings = {k: getattr(options, k) for k in ("ranking", "channels", "share")}
+    run = circuit_run.evaluate if options.evaluate else circuit_run.draw
+    given, out = _references(options.images), options.out.absolute()
+    for line in run(given, jobs.model(options.model), out, settings):
+        print(line, flush=True)
     return 0
 
 

@@ -65,9 +65,11 @@ def save(
 
 
 def save_panel(path: Path, figure: Figure) -> None:
-    """Write a result's ``<stem>.panel.png``; its provenance is the JSON beside it."""
+    """Write a result's own picture, PNG or SVG; its provenance is the JSON beside it."""
+    svg = path.suffix == ".svg"
+    nothing = {"Date": None, "Creator": None} if svg else {"Software": None}
     with replacing(path) as partial:
-        partial.write_bytes(_render(figure, "png", {"Software": None}))
+        partial.write_bytes(_render(figure, "svg" if svg else "png", nothing))
     plt.close(figure)
 
 

@@ -1,7 +1,7 @@
-"""Reading activations, counting passes, finding layers. The only file that registers hooks."""
+"""Reading and replacing activations, counting passes. The only file that registers hooks."""
 
 import difflib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -56,6 +56,30 @@ def read_inputs(module: nn.Module, names: Sequence[str]) -> Iterator[dict[str, T
     ]
     try:
         yield inputs
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def replace(module: nn.Module, changes: Mapping[str, Callable[[Tensor], Tensor]]) -> Iterator[None]:
+    """Let the named submodules give ``changes[tap](output)`` instead of ``output`` in the block.
+
+    A function must return a new tensor, not write into the one it is given. On exit, by an error
+    too, no hook is left and the module computes what it did before.
+
+    Raises:
+        InputError: a name that is no submodule; the nearest right ones are listed.
+    """
+    submodules = _named(module, changes)
+    handles = [
+        submodules[tap].register_forward_hook(
+            lambda _module, _inputs, output, change=change: change(output)
+        )
+        for tap, change in changes.items()
+    ]
+    try:
+        yield
     finally:
         for handle in handles:
             handle.remove()

@@ -17,7 +17,7 @@ from minexp import jobs, models
 from minexp.cli import main
 from minexp.config import PRESETS
 
-COMMANDS = ("models", "fetch", "explain", "verify", "train", "bench", "paper")
+COMMANDS = ("models", "fetch", "explain", "verify", "train", "bench", "circuit", "paper")
 QUICK = ["--model", "mnist_cnn", "--set", "grid=28", "--steps", "20"]
 
 
@@ -227,6 +227,52 @@ def test_verify(here, capsys):
     code, out, err = run("verify", copy, path, capsys=capsys)
     assert code == 1 and err == "" and len(out.splitlines()) == 2
     assert out.startswith(f"{copy}: area: reported ") and out.endswith(f"{path}: ok\n")
+
+
+def test_circuit_writes_four_files_a_picture(here, capsys):
+    code, out, err = run(
+        "circuit", "mnist:4", "mnist:9", "--model", "mnist_cnn", "--channels", "3", "--ranking",
+        "departure", "--out", "out", capsys=capsys,
+    )  # fmt: skip
+    assert (code, err) == (0, "") and len(out.splitlines()) == 2 and "10 nodes, 21 edges" in out
+    ends = ("circuit.json", "graphml", "html", "svg")
+    assert {path.name for path in (here / "out").iterdir()} == {
+        f"mnist-{index}.{end}" for index in (4, 9) for end in ends
+    }
+
+
+def test_circuit_of_a_result_compares_image_and_explanation(here, capsys):
+    run("explain", "mnist:4", *QUICK, "--out", "out", capsys=capsys)
+    code, out, _ = run(
+        "circuit", "out/mnist-4.json", "--model", "mnist_cnn", "--out", "out", capsys=capsys
+    )
+    assert code == 0 and "nodes shared" in out
+    found = json.loads((here / "out" / "mnist-4.comparison.json").read_text())
+    assert 0 <= found["jaccard"] <= 1 and 0 <= found["overlap"]["edges"] <= 1
+    assert (here / "out" / "mnist-4.explanation.circuit.json").exists()
+    assert (here / "out" / "mnist-4.pair.svg").stat().st_size > 10_000
+    code, out, err = run("circuit", "out/mnist-4.json", "--out", "no", capsys=capsys)
+    assert code == 2 and out == "" and "mnist_cnn" in err and not (here / "no").exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "word"),
+    [
+        (["missing.png"], "missing.png"),
+        (["mnist:4", "--ranking", "nope"], "'nope'"),
+        (["mnist:4", "--channels", "0"], "channels=0"),
+        (["mnist:4", "--share", "2"], "share=2"),
+        (["mnist:4", "--share", "0.5", "--evaluate"], "--share"),
+        (["text.json"], "text.json"),
+        (["mnist:4", "--model", "mnist_vit"], "mnist_vit"),
+    ],
+)
+def test_circuit_refuses_bad_input(here, capsys, given, word):
+    (here / "text.json").write_text("{}")
+    before = tree(here)
+    code, out, err = run("circuit", "--model", "mnist_cnn", *given, capsys=capsys)
+    assert code == 2 and out == "" and word in err and len(err.splitlines()) == 1
+    assert tree(here) == before
 
 
 def minexp(*arguments, cwd) -> subprocess.CompletedProcess:

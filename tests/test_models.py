@@ -722,7 +722,7 @@ def factory():
 number = 3
 def nothing(): return None
 def needs(argument): return argument
-def wrong(): return minexp.wrap(nn.Flatten(), mean=(0,), std=(1,), size=(8, 8), class_names="ab")
+def wrong(): return minexp.wrap(nn.Flatten(), mean=(0,), std=(1,), size=(8, 8), class_names=tuple("ab"))
 def breaks(): raise KeyError("what it looked for")
 """
 

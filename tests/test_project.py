@@ -24,9 +24,12 @@ ORDER = [
     "errors", "config", "paths", "images", "samples", "mnist", "cifar", "builders", "training",
     "taps", "folding", "classifier", "weights", "entries", "models", "references", "masking",
     "masknet", "losses", "sufficiency", "minimality", "deletion", "attention", "baselines",
-    "search", "explain", "alternatives", "abductive", "metrics", "robustness", "circuit", "peers",
-    "results", "verification", "jobs", "summary", "goals", "suites", "bench", "style", "plots",
-    "figures", "catalogue", "parameters", "paper", "readme", "commands",
+    "search", "explain", "alternatives", "abductive", "metrics", "robustness", "channels",
+    "tracing", "operations", "transfer", "edges", "circuit", "shortcuts", "ablation",
+    "circuit_files", "peers", "results", "verification", "jobs", "summary", "path_patching",
+    "circuit_evaluate", "circuit_compare", "goals", "suites", "bench", "style", "plots",
+    "drawing", "circuit_html", "figures", "circuit_table", "circuit_run", "catalogue",
+    "parameters", "paper", "readme", "commands",
     "cli",
 ]  # fmt: skip
 FREE = {"__init__", "__main__"}

@@ -1,0 +1,214 @@
+"""Does a circuit hold? Curves over its size for one image, as rows of numbers.
+
+Faithfulness keeps only the circuit and ablates the rest: ``kept``, the label; ``recovered``, the
+share of the way from the logit of nothing to the logit of everything. Completeness ablates the
+circuit: ``lost``, the label; ``removed``, the share of that way that goes. Each size is a fraction
+of every layer's channels, the first by a ranking. A share may leave 0 to 1: a circuit without the
+channels that speak against the class says more for it than the whole network does.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from minexp import ablation, channels
+from minexp.ablation import ABLATIONS, Fill, Reference
+from minexp.channels import RANKINGS, Reading
+from minexp.classifier import Classifier
+from minexp.errors import InputError
+from minexp.shortcuts import Roads
+
+FRACTIONS = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0)
+RANDOM = ("random", "random_energy")  # controls: as many channels; channels of as much energy
+OTHER = (
+    "_other"  # control, by the same ranking for the runner-up class; its kept says *that* label:
+)
+# where it is high too, the ranking can make the network say what it is asked to say
+MEASURES = ("kept", "recovered", "lost", "removed")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is tried on each image."""
+
+    rankings: Sequence[str] = RANKINGS
+    ablations: Sequence[str] = ABLATIONS
+    fractions: Sequence[float] = FRACTIONS
+    draws: int = 2  # of each random control, and other images in resample ablation
+    dropped: int = 12  # nodes dropped alone, at each size up to 0.3; 0: none
+    seed: int = 0
+
+    def __post_init__(self):
+        for names, known in ((self.rankings, RANKINGS), (self.ablations, ABLATIONS)):
+            for name in names:
+                if name not in known:
+                    raise InputError(f"{name!r}: expected one of {', '.join(known)}")
+        inside = all(0 <= fraction <= 1 for fraction in self.fractions)
+        if not inside or list(self.fractions) != sorted({0.0, *self.fractions, 1.0}):
+            raise InputError(f"fractions={self.fractions}: expected ascending ones, from 0 to 1")
+        if self.draws < 1 or self.dropped < 0:
+            raise InputError(f"draws={self.draws}, dropped={self.dropped}: expected >= 1, >= 0")
+
+
+def evaluate(
+    model: Classifier,
+    image: Tensor,
+    reference: Reference,
+    plan: Plan | None = None,
+    *,
+    label: int | None = None,
+    roads: Roads | None = None,
+) -> list[dict]:
+    """The rows of one image (1, C, H, W), one for ranking x ablation x shortcuts x fraction.
+
+    ``roads``: also with the shortcuts around the taps closed, by their means; the reference must
+    have been made with them. Rates of controls are means over draws.
+    """
+    plan = plan or Plan()
+    reading = channels.read(model, image, label)
+    orders = dict(_orders(model, reading, reference, plan))
+    rows = []
+    around = roads is not None and bool(roads.shortcuts)
+    for name, closed in [*((name, None) for name in plan.ablations), *[("mean", roads)] * around]:
+        fills = [
+            ablation.fill(model, name, reference, draw=plan.seed + draw, roads=closed)
+            for draw in range(plan.draws if name == "resample" else 1)
+        ]
+        for ranking, (target, draws) in orders.items():
+            many = [
+                _curve(model, reading, target, scores, filled, plan, closed)
+                for scores in draws
+                for filled in fills
+            ]
+            for row in _averaged(many, plan.fractions):
+                rows.append(
+                    {"ranking": ranking, "ablation": name, "shortcuts": bool(closed), **row}
+                )
+    if plan.dropped:
+        _add_minimality(model, reading, orders, reference, plan, rows)
+    return rows
+
+
+Order = tuple[int, list[dict[str, Tensor]]]  # the label asked for; a dict tap -> (C,) a draw
+
+
+def _orders(
+    model: Classifier, reading: Reading, reference: Reference, plan: Plan
+) -> Iterator[tuple[str, Order]]:
+    """Every ranking and control by name."""
+    others = reading.logits[0].clone()
+    others[reading.label] = -torch.inf
+    other = int(others.argmax())
+    second = channels.read(model, reading.image, other)
+    for name in plan.rankings:
+        yield name, (reading.label, [channels.scores(reading, name, reference.means)])
+        if name != "energy":  # that is the same for every class
+            scores = channels.scores(second, name, reference.means)
+            yield name + OTHER, (other, [scores])
+    generator = torch.Generator().manual_seed(plan.seed)
+    energies = channels.scores(reading, "energy")
+    yield "random", (reading.label, [_shuffled(energies, generator) for _ in range(plan.draws)])
+    by_energy = [_energetic(energies, generator) for _ in range(plan.draws)]
+    yield "random_energy", (reading.label, by_energy)
+
+
+def _shuffled(energies: Mapping[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
+    return {
+        tap: torch.rand(len(energy), generator=generator).to(energy)
+        for tap, energy in energies.items()
+    }
+
+
+def _energetic(energies: Mapping[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
+    """Drawn without replacement, each channel with odds of its energy: circuits of about the
+    energy that the circuits by energy have, and other channels (Efraimidis and Spirakis, 2006)."""
+    found = {}
+    for tap, energy in energies.items():
+        uniform = torch.rand(len(energy), generator=generator, dtype=torch.float64).to(energy)
+        odds = energy.square().clamp_min(torch.finfo(energy.dtype).tiny)
+        found[tap] = uniform.clamp_min(1e-12).log() / odds
+    return found
+
+
+def _curve(
+    model: Classifier,
+    reading: Reading,
+    target: int,
+    scores: Mapping[str, Tensor],
+    filled: Fill,
+    plan: Plan,
+    closed: Roads | None,
+) -> dict[str, np.ndarray]:
+    keep = ablation.first(scores, plan.fractions)
+    rest = {tap: ~mask for tap, mask in keep.items()}
+    alone = ablation.run(model, reading.image, keep, filled, closed)
+    without = ablation.run(model, reading.image, rest, filled, closed)
+    nothing, everything = alone[0, target], reading.logits[0, target]
+    way = everything - nothing
+    return {
+        "kept": (alone.argmax(1) == target).double().cpu().numpy(),
+        "recovered": ((alone[:, target] - nothing) / way).double().cpu().numpy(),
+        "lost": (without.argmax(1) != reading.label).double().cpu().numpy(),
+        "removed": ((everything - without[:, target]) / way).double().cpu().numpy(),
+    }
+
+
+def _averaged(many: Sequence[Mapping[str, np.ndarray]], fractions: Sequence[float]) -> list[dict]:
+    means = {name: np.mean([curve[name] for curve in many], axis=0) for name in MEASURES}
+    return [
+        {"fraction": fraction, **{name: float(means[name][i]) for name in MEASURES}}
+        for i, fraction in enumerate(fractions)
+    ]
+
+
+def _add_minimality(
+    model: Classifier,
+    reading: Reading,
+    orders: Mapping[str, Order],
+    reference: Reference,
+    plan: Plan,
+    rows: list[dict],
+) -> None:
+    """``needed``: of nodes dropped alone from a circuit, the rest at their means, the share that
+    the logit falls without; ``fall``: by how much of the way to nothing, in the mean."""
+    filled = ablation.fill(model, "mean", reference)
+    for row in rows:
+        wanted = row["ablation"] == "mean" and not row["shortcuts"] and 0 < row["fraction"] <= 0.3
+        if not wanted or row["ranking"] not in plan.rankings:
+            continue
+        keep = ablation.first(orders[row["ranking"]][1][0], [row["fraction"]])
+        nothing = {tap: torch.zeros_like(mask) for tap, mask in keep.items()}
+        fewer = _dropped(keep, plan)
+        masks = {tap: torch.cat([keep[tap], nothing[tap], fewer[tap]]) for tap in keep}
+        whole, empty, *without = ablation.run(model, reading.image, masks, filled)[:, reading.label]
+        falls = whole - torch.stack(without)
+        row["needed"] = (falls > 0).double().mean().item()
+        row["fall"] = (falls.mean() / (whole - empty)).item()
+
+
+def _dropped(keep: Mapping[str, Tensor], plan: Plan) -> dict[str, Tensor]:
+    """Circuits less one node each, drawn from all layers alike."""
+    nodes = [(tap, int(c)) for tap, mask in keep.items() for c in mask[0].nonzero()]
+    generator = torch.Generator().manual_seed(plan.seed)
+    picked = torch.randperm(len(nodes), generator=generator)[: plan.dropped]
+    masks = {tap: mask.repeat(len(picked), 1) for tap, mask in keep.items()}
+    for row, index in enumerate(picked.tolist()):
+        tap, channel = nodes[index]
+        masks[tap][row, channel] = False
+    return masks
+
+
+def areas(rows: Sequence[Mapping]) -> list[dict]:
+    """The area under each curve of :func:`evaluate` over the fraction, by trapezoids."""
+    curves: dict[tuple, list[Mapping]] = {}
+    for row in rows:
+        curves.setdefault((row["ranking"], row["ablation"], row["shortcuts"]), []).append(row)
+    found = []
+    for (ranking, name, closed), points in curves.items():
+        x = [point["fraction"] for point in points]
+        under = {m: float(np.trapezoid([p[m] for p in points], x)) for m in MEASURES}
+        found.append({"ranking": ranking, "ablation": name, "shortcuts": closed, **under})
+    return found

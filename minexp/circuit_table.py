@@ -1,0 +1,175 @@
+"""Many images' circuits evaluated: ``results.csv``, ``edges.csv`` and ``summary.json``."""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from minexp import ablation, channels, circuit_evaluate, path_patching, samples, shortcuts
+from minexp.ablation import Reference
+from minexp.circuit import build, choose
+from minexp.circuit_evaluate import MEASURES, Plan, areas
+from minexp.classifier import Classifier
+from minexp.edges import EDGES
+from minexp.errors import InputError
+from minexp.path_patching import EFFECTS
+from minexp.paths import write_text
+from minexp.references import is_path, open_reference
+from minexp.shortcuts import Roads
+from minexp.summary import as_csv, interval, values
+
+REFERENCES = 16  # other images, for means and resampling
+CURVE = ("ranking", "ablation", "shortcuts", "fraction")
+COLUMNS = ("image", "model", "label_index", *CURVE, *MEASURES, "needed", "fall")
+SCORES = tuple(f"{score}_{effect}" for score in EDGES for effect in EFFECTS)
+EDGE_COLUMNS = ("image", "model", "label_index", "layers", "edges", *SCORES)
+
+
+def others(model: Classifier, given: Sequence[str]) -> list[str]:
+    """References of images to take means over: the model's kind, none of those given.
+
+    Digits for a grey network of their size; else the pictures of MINEXP_IMAGES, spread over its
+    classes, or the bundled photographs.
+    """
+    if len(model.mean) == 1 and model.size == (28, 28):
+        known = [f"mnist:{index}" for index in range(7, 5000, 17)]
+    else:
+        known = [str(entry["path"]) for entry in samples.sample_images().values()]
+        known = known or [f"bundled:{name}" for name in samples.BUNDLED]
+    given = {str(Path(name).resolve()) if ":" not in name else name for name in given}
+    left = [
+        name for name in known if (name if ":" in name else str(Path(name).resolve())) not in given
+    ]
+    if not left:
+        raise InputError("no reference image is left; set MINEXP_IMAGES to a folder of pictures")
+    return left[:: max(1, len(left) // REFERENCES)][:REFERENCES]
+
+
+def _where(name: str) -> str:
+    return str(Path(name).resolve()) if is_path(name) else name
+
+
+def make_reference(
+    model: Classifier, given: Sequence[str], roads: Roads | None = None
+) -> Reference:
+    """The channels' means over :func:`others`."""
+    return ablation.reference(
+        model, [open_reference(name, model)[0] for name in others(model, given)], roads
+    )
+
+
+def evaluate_many(
+    model: Classifier,
+    references: Sequence[str],
+    out: Path,
+    plan: Plan | None = None,
+    *,
+    ranking: str = "energy",
+    nodes: int = 6,
+    on_item: Callable[[str], None] | None = None,
+) -> dict:
+    """Curves and edges of every image, in three files; returns the summary.
+
+    ``ranking`` and ``nodes`` choose the circuit whose edges are cut one by one.
+    """
+    plan = plan or Plan()
+    first = open_reference(references[0], model)[0]
+    try:
+        roads = shortcuts.roads(model, first)
+    except InputError:  # not traceable: then without closing shortcuts
+        roads = None
+    reference = make_reference(model, references, roads)
+    rows, edges = [], []
+    for item in references:
+        image = open_reference(item, model)[0]
+        reading = channels.read(model, image)
+        about = {"image": Path(item).name, "model": model.name, "label_index": reading.label}
+        found = circuit_evaluate.evaluate(model, image, reference, plan, roads=roads)
+        rows += [about | row for row in found]
+        chosen = choose(reading, ranking, channels=nodes, means=reference.means)
+        graph = build(model, reading, chosen, ranking=ranking, means=reference.means)
+        filled = ablation.fill(model, "mean", reference)
+        cuts = path_patching.cut_edges(model, reading, graph, filled)
+        edges += [about | row for row in path_patching.correlations(graph, cuts)]
+        if on_item is not None:
+            on_item(item)
+    summary = {
+        "model": model.name,
+        "images": len(references),
+        "reference_images": len(reference.images),
+        "edges_of": {"ranking": ranking, "channels": nodes},
+        "curves": _curves(rows),
+        "areas": _areas(rows),
+        "edges": _edges(edges),
+    }
+    write_text(out / "results.csv", as_csv(rows, COLUMNS))
+    write_text(out / "edges.csv", as_csv(edges, EDGE_COLUMNS))
+    write_text(out / "summary.json", json.dumps(summary, indent=1) + "\n")
+    return summary
+
+
+def _curves(rows: Sequence[dict]) -> list[dict]:
+    """Means over the images with 95 % bootstrap intervals, a row a point of a curve."""
+    points: dict[tuple, list[dict]] = {}
+    for row in rows:
+        points.setdefault(tuple(row[name] for name in CURVE), []).append(row)
+    return [
+        dict(zip(CURVE, key, strict=True))
+        | {
+            name: interval(values(found, name), np.mean)
+            for name in (*MEASURES, "needed", "fall")
+            if values(found, name)
+        }
+        for key, found in points.items()
+    ]
+
+
+def _areas(rows: Sequence[dict]) -> list[dict]:
+    images: dict[str, list[dict]] = {}
+    for row in rows:
+        images.setdefault(row["image"], []).append(row)
+    each: dict[tuple, list[dict]] = {}
+    for found in images.values():
+        for area in areas(found):
+            each.setdefault(tuple(area[name] for name in CURVE[:3]), []).append(area)
+    return [
+        dict(zip(CURVE, key, strict=False))
+        | {name: interval(values(found, name), np.mean) for name in MEASURES}
+        for key, found in each.items()
+    ]
+
+
+def _edges(rows: Sequence[dict]) -> dict[str, dict | None]:
+    """A correlation is first averaged over an image's pairs of layers (the class's pair left out:
+    there score and effect are all but the same thing), then over the images."""
+    found = {}
+    for name in SCORES:
+        images: dict[str, list[float]] = {}
+        for row in rows:
+            if name in row and not str(row["layers"]).endswith("class"):
+                images.setdefault(row["image"], []).append(row[name])
+        found[name] = interval([float(np.mean(each)) for each in images.values()], np.mean)
+    return found
+
+
+def table(summary: dict, fraction: float = 0.2) -> str:
+    """Markdown: a line a ranking, at one fraction, channels at their means."""
+    lines = [
+        "| channels by | label kept | logit recovered | label lost | needed |",
+        "|" + "---|" * 5,
+    ]
+    for row in summary["curves"]:
+        if (row["ablation"], row["shortcuts"], row["fraction"]) == ("mean", False, fraction):
+            cells = [row["ranking"]] + [
+                f"{row[m]['value']:.2f} [{row[m]['low']:.2f}, {row[m]['high']:.2f}]"
+                if row.get(m) else "–"
+                for m in ("kept", "recovered", "lost", "needed")
+            ]  # fmt: skip
+            lines.append(f"| {' | '.join(cells)} |")
+    lines += ["", "| edges by | moves the channel | moves the logit |", "|---|---|---|"]
+    for score in EDGES:
+        found = [summary["edges"][f"{score}_{effect}"] for effect in EFFECTS]
+        shown = [f"{f['value']:.2f} [{f['low']:.2f}, {f['high']:.2f}]" if f else "–" for f in found]
+        lines.append(f"| {score} | {' | '.join(shown)} |")
+    return "\n".join(lines)

@@ -1,0 +1,249 @@
+"""The evaluation's numbers, against forward passes written out; tables, comparisons, the page."""
+
+import csv
+import json
+import math
+import re
+
+import networkx as nx
+import numpy as np
+import pytest
+import torch
+
+from minexp import (
+    ablation,
+    channels,
+    circuit,
+    circuit_compare,
+    circuit_evaluate,
+    circuit_html,
+    circuit_table,
+    taps,
+)
+from minexp.circuit_evaluate import Plan
+from minexp.errors import InputError
+from minexp.references import open_reference
+
+
+@pytest.fixture(scope="module")
+def digit(mnist_cnn):
+    return open_reference("mnist:2000", mnist_cnn)[0]
+
+
+@pytest.fixture(scope="module")
+def reference(mnist_cnn):
+    return circuit_table.make_reference(mnist_cnn, ["mnist:2000"])
+
+
+@pytest.fixture(scope="module")
+def rows(mnist_cnn, digit, reference):
+    return circuit_evaluate.evaluate(mnist_cnn, digit, reference)
+
+
+def by_hand(model, image, reference, keep: dict[str, set[int]]) -> torch.Tensor:
+    """Logits with each layer's other channels at their means, layer after layer."""
+    value = image
+    for index, part in enumerate(model.module):
+        value = part(value)
+        if str(index) in model.taps:
+            value = value.clone()
+            for channel in set(range(value.shape[1])) - keep[str(index)]:
+                value[0, channel] = reference.means[str(index)][channel]
+    return value[0]
+
+
+@pytest.mark.parametrize("ranking", ["energy", "departure"])
+@pytest.mark.parametrize("fraction", [0.2, 0.5])
+def test_a_point_of_the_curve_by_hand(mnist_cnn, digit, reference, rows, ranking, fraction):
+    reading = channels.read(mnist_cnn, digit)
+    scores, label = channels.scores(reading, ranking, reference.means), reading.label
+    keep = {
+        tap: set(score.argsort(descending=True)[: round(fraction * len(score))].tolist())
+        for tap, score in scores.items()
+    }
+    rest = {tap: set(range(len(score))) - keep[tap] for tap, score in scores.items()}
+    alone, without, nothing = (
+        by_hand(mnist_cnn, digit, reference, chosen)
+        for chosen in (keep, rest, {tap: set() for tap in keep})
+    )
+    whole = mnist_cnn(digit)[0]
+    (row,) = [r for r in rows if (r["ranking"], r["ablation"], r["fraction"]) ==
+              (ranking, "mean", fraction)]  # fmt: skip
+    way = (whole - nothing)[label]
+    assert row["kept"] == float(alone.argmax() == label)
+    assert row["lost"] == float(without.argmax() != label)
+    assert row["recovered"] == pytest.approx(((alone - nothing)[label] / way).item(), abs=1e-4)
+    assert row["removed"] == pytest.approx(((whole - without)[label] / way).item(), abs=1e-4)
+
+
+def test_every_curve_goes_from_nothing_to_everything(rows):
+    assert {row["shortcuts"] for row in rows} == {False}, "a plain network has none"
+    names = {row["ranking"] for row in rows}
+    assert {*channels.RANKINGS, *circuit_evaluate.RANDOM, "departure_other"} <= names
+    for row in rows:
+        if row["fraction"] in (0, 1):
+            assert row["recovered"] == pytest.approx(row["fraction"], abs=1e-4)
+            assert row["removed"] == pytest.approx(row["fraction"], abs=1e-4)
+        if row["fraction"] == 1 and not row["ranking"].endswith("_other"):
+            assert row["kept"] == 1
+
+
+def test_needed_nodes_by_dropping_each(mnist_cnn, digit, reference):
+    plan = Plan(("energy",), ("mean",), (0.0, 0.1, 1.0), dropped=1000)
+    found = circuit_evaluate.evaluate(mnist_cnn, digit, reference, plan)
+    (row,) = [r for r in found if r["ranking"] == "energy" and r["fraction"] == 0.1]
+    reading = channels.read(mnist_cnn, digit)
+    keep = {
+        tap: set(score.argsort(descending=True)[: round(0.1 * len(score))].tolist())
+        for tap, score in channels.scores(reading, "energy").items()
+    }
+    whole = by_hand(mnist_cnn, digit, reference, keep)[reading.label]
+    falls = [
+        (whole - by_hand(mnist_cnn, digit, reference, keep | {tap: chosen - {c}})[reading.label])
+        for tap, chosen in keep.items()
+        for c in chosen
+    ]
+    assert row["needed"] == pytest.approx(sum(f > 0 for f in falls).item() / len(falls))
+
+
+def test_areas_are_trapezoids():
+    points = [(0.0, 0.0), (0.5, 1.0), (1.0, 1.0)]
+    given = [
+        {"ranking": "a", "ablation": "mean", "shortcuts": False, "fraction": x}
+        | dict.fromkeys(circuit_evaluate.MEASURES, y)
+        for x, y in points
+    ]
+    (area,) = circuit_evaluate.areas(given)
+    assert area["kept"] == area["removed"] == pytest.approx(0.75)
+
+
+@pytest.mark.parametrize(
+    ("settings", "word"),
+    [
+        ({"rankings": ("nope",)}, "'nope'"),
+        ({"ablations": ("nope",)}, "'nope'"),
+        ({"fractions": (0.0, 0.5)}, "fractions"),
+        ({"fractions": (0.0, 2.0, 1.0)}, "fractions"),
+        ({"draws": 0}, "draws=0"),
+    ],
+)
+def test_plans_that_cannot_be_followed(settings, word):
+    with pytest.raises(InputError, match=word):
+        Plan(**settings)
+
+
+def test_the_random_control_by_energy_prefers_energetic_channels():
+    generator = torch.Generator().manual_seed(0)
+    energies = {"a": torch.tensor([10.0, 1.0, 1.0, 0.0])}
+    firsts = [
+        int(circuit_evaluate._energetic(energies, generator)["a"].argmax()) for _ in range(100)
+    ]
+    assert firsts.count(0) > 90 and firsts.count(3) == 0
+
+
+def test_the_table_of_several_images(mnist_cnn, tmp_path):
+    plan = Plan(("energy", "departure"), ("mean",), (0.0, 0.2, 1.0), draws=1, dropped=2)
+    summary = circuit_table.evaluate_many(
+        mnist_cnn, ["mnist:4", "mnist:2000"], tmp_path, plan, nodes=4
+    )
+    assert json.loads((tmp_path / "summary.json").read_text()) == summary
+    with (tmp_path / "results.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 2 * 5 * 3 and {row["image"] for row in rows} == {"mnist:4", "mnist:2000"}
+    for point in summary["curves"]:
+        cells = [float(row["kept"]) for row in rows if row["ranking"] == point["ranking"]
+                 and float(row["fraction"]) == point["fraction"]]  # fmt: skip
+        assert point["kept"]["value"] == pytest.approx(np.mean(cells))
+    with (tmp_path / "edges.csv").open(newline="") as file:
+        edges = list(csv.DictReader(file))
+    assert len(edges) == 2 * 3
+    inner = [float(row["structural_class"]) for row in edges if "class" not in row["layers"]]
+    assert summary["edges"]["structural_class"]["value"] == pytest.approx(np.mean(inner))
+    assert "| departure |" in circuit_table.table(summary)
+
+
+def test_reference_images_are_none_of_those_evaluated(mnist_cnn, lite0, monkeypatch):
+    monkeypatch.delenv("MINEXP_IMAGES", raising=False)
+    assert "mnist:7" not in circuit_table.others(mnist_cnn, ["mnist:7"])
+    assert "bundled:coffee" not in circuit_table.others(lite0, ["bundled:coffee"])
+    assert len(circuit_table.others(lite0, [])) == 8
+
+
+# --- two circuits
+
+
+def graph_of(*nodes: tuple[int, int]) -> nx.DiGraph:
+    graph = nx.DiGraph()
+    for layer, channel in nodes:
+        graph.add_node(f"{layer}:{channel}", tap=str(layer), layer=layer, channel=channel)
+    graph.add_node("class:0", tap="class", layer=2, channel=0)
+    for name, node in list(graph.nodes(data=True)):
+        if node["layer"] == 1:
+            graph.add_edge(name, "class:0", cross_layer=1.0)
+    return graph
+
+
+def test_overlap_core_and_similarity_by_hand():
+    left, right = graph_of((0, 1), (0, 2), (1, 5)), graph_of((0, 2), (0, 3), (1, 5))
+    found = circuit_compare.overlap(left, right)
+    assert found == {"nodes": 0.5, "edges": 1.0, "layers": {"0": 1 / 3, "1": 1.0}}
+    assert circuit_compare.shared_core([left, right]) == {"0": [2], "1": [5]}
+    assert circuit_compare.shared_core([left, right], 0.5) == {"0": [2, 1, 3], "1": [5]}
+    assert circuit_compare.similarity([left, right]).tolist() == [[1, 0.5], [0.5, 1]]
+    assert circuit_compare.jaccard(set(), set()) == 1
+    with pytest.raises(InputError):
+        circuit_compare.shared_core([])
+
+
+def test_an_image_against_itself_carries_what_it_carries(mnist_cnn, digit, reference):
+    found = circuit_compare.compare(mnist_cnn, digit, digit, reference, fraction=0.5)
+    assert found["jaccard"] == 1 and found["carried"] == found["own_kept"]
+    assert found["recovered"] == found["own_recovered"]
+    assert found["channels_image"] == found["channels_explanation"]
+
+
+def test_an_explanations_circuit_in_the_image_by_hand(mnist_cnn, digit, reference):
+    masked = digit * (torch.arange(28) < 16)
+    found = circuit_compare.compare(mnist_cnn, digit, masked, reference, fraction=0.5)
+    label = found["label_index"]
+    scores = channels.scores(channels.read(mnist_cnn, masked, label), "departure", reference.means)
+    keep = {
+        tap: set(score.argsort(descending=True)[: round(0.5 * len(score))].tolist())
+        for tap, score in scores.items()
+    }
+    logits = by_hand(mnist_cnn, digit, reference, keep)
+    nothing = by_hand(mnist_cnn, digit, reference, {tap: set() for tap in keep})[label]
+    way = mnist_cnn(digit)[0, label] - nothing
+    assert found["carried"] == (int(logits.argmax()) == label)
+    assert found["recovered"] == pytest.approx(((logits[label] - nothing) / way).item(), abs=1e-4)
+
+
+# --- the page
+
+
+def test_the_page_stands_alone_and_holds_the_graph(mnist_cnn, digit, tmp_path):
+    reading = channels.read(mnist_cnn, digit)
+    graph = circuit.build(mnist_cnn, reading, circuit.choose(reading, "energy", channels=3))
+    graph.graph["label"] = "</script><b>"
+    maps = circuit_html.thumbnails(graph, reading)
+    image = circuit_html.picture(mnist_cnn.to_pixels(digit))
+    circuit_html.write_html(tmp_path / "c.html", graph, maps, image)
+    page = (tmp_path / "c.html").read_text()
+    assert not re.search(r'(src|href)="(?!data:)|@[A-Z]+@|https?://(?!www\.w3\.org/2000/svg)', page)
+    assert page.count("</script>") == 1 and "<b>" not in page
+    data = json.loads(re.search(r"const data = (.*), svg =", page)[1])
+    assert [node["id"] for node in data["nodes"]] == list(graph)
+    assert len(data["edges"]) == graph.number_of_edges() and len(maps) == 9
+    assert all(node["map"].startswith("data:image/png;base64,") for node in data["nodes"][:-1])
+    for edge in data["edges"]:
+        assert max(edge["share"].values()) <= 1 and not any(map(math.isnan, edge["share"].values()))
+
+
+def test_evaluation_leaves_no_hook(mnist_cnn, digit, reference):
+    before = mnist_cnn(digit)
+    circuit_evaluate.evaluate(mnist_cnn, digit, reference, Plan(("energy",), ("zero",)))
+    assert torch.equal(mnist_cnn(digit), before)
+    with taps.read(mnist_cnn.module, mnist_cnn.taps) as read:
+        mnist_cnn(digit)
+    assert len(read) == 3
+    assert ablation.first({"a": torch.ones(3)}, [1])["a"].all()
