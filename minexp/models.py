@@ -6,6 +6,7 @@ classifier of these libraries, and ``path/to/file.py:factory`` calls a function 
 returns what :func:`minexp.wrap` returned.
 """
 
+import hashlib
 import importlib.util
 import sys
 from collections.abc import Mapping, Sequence
@@ -153,7 +154,9 @@ def _own(name: str) -> Classifier:
             f"--model {name}: {factory}() returned {type(classifier).__name__}; expected what "
             "minexp.wrap(module, mean=..., std=..., size=..., class_names=...) returns"
         )
-    return replace(classifier, name=name)
+    # the file as well as the weights: another normalisation or forward pass is another model
+    digest = hashlib.sha256(Path(path).read_bytes() + str(classifier.weights_sha256).encode())
+    return replace(classifier, name=name, weights_sha256=digest.hexdigest())
 
 
 def _imported(path: Path) -> ModuleType:

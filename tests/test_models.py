@@ -722,7 +722,8 @@ def factory():
 number = 3
 def nothing(): return None
 def needs(argument): return argument
-def wrong(): return minexp.wrap(nn.Flatten(), mean=(0,), std=(1,), size=(8, 8), class_names=tuple("ab"))
+def wrong():
+    return minexp.wrap(nn.Flatten(), mean=(0,), std=(1,), size=(8, 8), class_names=["a", "b"])
 def breaks(): raise KeyError("what it looked for")
 """
 
@@ -755,7 +756,7 @@ def test_a_function_in_a_file_gives_ones_own_model(own, coffee_path):
         ("", "has no function ''"),
         ("nothing", r"nothing() returned NoneType; expected what minexp.wrap("),
         ("needs", "TypeError: needs() missing 1 required positional argument"),
-        ("wrong", "expected a name for each of >= 2 classes"),
+        ("wrong", "Flatten returns (1, 64) for one image; expected logits (1, 2)"),
         ("breaks", "KeyError: 'what it looked for'"),
     ],
 )
@@ -868,3 +869,20 @@ def test_mnist_sidecar_agrees_with_the_file(sidecar, mnist_cnn):
     assert sidecar["weights_sha256"] == images.sha256(path) == mnist_cnn.weights_sha256
     assert sidecar["parameters"] == sum(p.numel() for p in mnist_cnn.module.parameters())
     assert sidecar["licence"] == models.entry("mnist_cnn").licence
+
+
+def test_another_normalisation_in_the_factory_is_another_model(tmp_path):
+    """The weights alone do not say what a network computes; a result is kept by this digest."""
+    path = tmp_path / "net.py"
+    text = (
+        "import minexp\nfrom torch import nn\n\n\ndef make():\n"
+        "    module = nn.Sequential(nn.Flatten(), nn.Linear(64, 2))\n"
+        "    nn.init.eye_(module[1].weight)\n    nn.init.zeros_(module[1].bias)\n"
+        "    return minexp.wrap(module, mean=(0.5,), std=(1,), size=(8, 8), class_names=['a', 'b'],"
+        " taps=['1'])\n"
+    )
+    path.write_text(text)
+    first, again = (models.load_model(f"{path}:make") for _ in range(2))
+    path.write_text(text.replace("0.5", "0.25"))
+    other = models.load_model(f"{path}:make")
+    assert first.weights_sha256 == again.weights_sha256 != other.weights_sha256

@@ -372,6 +372,48 @@ def test_found_of_layers_in_a_row_is_the_last_non_linearity_of_each_resolution(n
     assert taps.default(net, image) == ("0", "2")
 
 
+def test_found_in_a_container_of_all_layers_are_its_layers(net, image):
+    """A row of stages is no stage, though it gives what the last of them does."""
+    features = nn.Sequential(net[0], net[1], net[2])
+    whole = nn.Sequential(features, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(5, 6))
+    assert taps.default(whole, image) == ("0.0", "0.2")
+
+
+class Scores(nn.Module):
+    """Linear attention: non-linearities on (N, heads, T, D), which are no maps."""
+
+    def __init__(self):
+        super().__init__()
+        self.act = nn.ReLU()
+
+    def forward(self, x):
+        keys = self.act(x.flatten(2).mT.unflatten(2, (2, -1)).transpose(1, 2))  # (N, 2, T, D)
+        return x * keys.mean()
+
+
+def test_tokens_of_heads_are_no_maps(net, image):
+    whole = nn.Sequential(net[0], Scores(), nn.Flatten(), nn.Linear(256, 5))
+    assert taps.default(whole, image) == ("0",)
+
+
+@pytest.mark.parametrize(
+    ("shape", "size", "places"),
+    [
+        ((1, 4, 8, 20), (8, 20), 160),
+        ((1, 4, 4, 10), (8, 20), 40),
+        ((1, 8, 20, 4), (8, 20), 160),  # channels last
+        ((1, 7, 7, 768), (224, 224), 49),
+        ((1, 16, 54, 55), (224, 224), 2970),  # rounded down and up
+        ((1, 2, 10, 3), (8, 8), 0),  # of other proportions: tokens of heads
+        ((1, 4, 20, 8), (8, 20), 0),
+        ((4, 4, 8, 8), (8, 8), 0),  # parts of the image
+        ((1, 9, 5), (8, 8), 0),
+    ],
+)
+def test_a_map_has_the_proportions_of_the_image(shape, size, places):
+    assert taps._places(torch.zeros(shape), torch.zeros(1, 3, *size)) == places
+
+
 class Functional(nn.Module):
     """Non-linearities that are no modules."""
 
@@ -426,6 +468,21 @@ def test_found_of_a_transformer_is_each_block(image):
 def test_found_of_a_pyramid_is_each_block_of_each_stage(image):
     pyramid = Transformer(nn.Sequential(Token(), Token()), nn.Sequential(Token(pool=2), Token()))
     assert taps.default(pyramid, image) == ("stages.0.0", "stages.0.1", "stages.1.0", "stages.1.1")
+
+
+class Positions(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.mix = nn.Linear(4, 4)
+
+    def forward(self, x):
+        return x + self.mix(x)
+
+
+def test_found_are_blocks_not_what_lies_between_them(image):
+    between = nn.Sequential(Positions(), Positions())
+    whole = Transformer(nn.Sequential(Token(), Token()), between, nn.Sequential(Token(), Token()))
+    assert taps.default(whole, image) == ("stages.0.0", "stages.0.1", "stages.2.0", "stages.2.1")
 
 
 class Last(nn.Module):
