@@ -213,8 +213,13 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
             "minexp; adapted weights, settled on training digits",
         ),
         "small": Preset(
-            ExplainConfig(weights=LossWeights(total_variation=70.0)),
-            "minexp; the default for pictures of 32 pixels",
+            ExplainConfig(
+                weights=LossWeights(total_variation=70.0),
+                noise_draws=32,
+                noise_lead=0.5,
+                cell=2,
+            ),
+            "minexp; adapted weights for pictures of 32 pixels",
         ),
         "house_finch": Preset(
             _paper(1.0, 4.0, 0.4, 15.0, 0.3, 15.0, 6.0), "paper 000, section 6.1"
