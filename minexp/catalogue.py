@@ -6,7 +6,7 @@ from minexp import mnist, models
 from minexp.config import default_preset, preset
 from minexp.errors import WeightsError
 from minexp.explain import explain
-from minexp.paths import home
+from minexp.paths import ROOT, home
 from minexp.references import open_reference
 
 PHOTOGRAPH = "bundled:coffee"
@@ -30,7 +30,8 @@ def check(names: Sequence[str] | None = None) -> Iterator[dict]:
             model = models.load_model(name)
         except WeightsError as error:
             reason = str(error).partition("; models that work now")[0]
-            row["reason"] = reason.replace(str(home()), "MINEXP_HOME")  # no one's own folders
+            # no one's own folders
+            row["reason"] = reason.replace(str(home()), "MINEXP_HOME").replace(f"{ROOT}/", "")
             model = models.load_model(name, weights=None)
         row["parameters"] = sum(p.numel() for p in model.module.parameters())
         row["size"], row["taps"] = list(model.size), list(model.taps)

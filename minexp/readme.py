@@ -101,7 +101,7 @@ def networks() -> str:
     for row in json.loads((FIGURES / "models.json").read_text(encoding="utf-8")):
         head = f"| `{row['name']}` | {row['family']} | {row['parameters']:,} "
         if row["reason"]:
-            lines.append(f"{head}| not on the machine that measured | | | | |")
+            lines.append(f"{head}| not here; {row['source']} | | | | |")
             continue
         lines.append(
             f"{head}| {row['source']} | {row['label'] if row['label_kept'] else 'nothing'} "
@@ -123,7 +123,8 @@ def models() -> str:
             f"| {card['recipe']['epochs']} | {card['seconds'] / 60:.0f} |"
         )
     size = parameter_count(UNet(3, (224, 224), 56))
-    return "\n".join([*lines, "", f"The mask network of a 224 × 224 photograph has {size:,}."])
+    mask = f"The mask network of a 224 × 224 photograph has {size:,} parameters."
+    return "\n".join([*lines, "", mask])
 
 
 def notebooks() -> str:
