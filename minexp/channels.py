@@ -106,14 +106,12 @@ def scores(
         raise InputError(f"ranking {ranking!r} needs the channels' means over reference images")
     found = {}
     for tap, value in reading.activations.items():
-        mean = (
-            means[tap] if means is not None else torch.zeros_like(value[0, :, ...].flatten(1)[:, 0])
-        )
+        mean = None if means is None else means[tap]
         found[tap] = _score(ranking, value.detach(), reading.gradients[tap], mean)[0]
     return found
 
 
-def _score(ranking: str, activation: Tensor, gradient: Tensor, mean: Tensor) -> Tensor:
+def _score(ranking: str, activation: Tensor, gradient: Tensor, mean: Tensor | None) -> Tensor:
     if ranking == "energy":
         return energy(activation)
     if ranking == "gradient":

@@ -41,7 +41,7 @@ def _check_models(out: Path | None) -> int:
 def fetch(options: argparse.Namespace) -> int:
     from minexp import models
 
-    if options.name.rpartition(":")[0].endswith(".py"):
+    if models.is_own(options.name):
         raise InputError(f"{options.name}: nothing to fetch; a factory brings its own weights")
     entry = models.entry(options.name)
     model = models.load_model(options.name)

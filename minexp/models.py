@@ -78,7 +78,7 @@ def load_model(
     """
     if weights not in ("pretrained", None):
         raise InputError(f"weights={weights!r}: expected 'pretrained' or None (random)")
-    if _is_own(name):
+    if is_own(name):
         classifier = _own(name)
         return classifier if taps is None else _tapped(classifier, taps)
     found, path, digest = entry(name), None, None
@@ -132,7 +132,8 @@ def _tapped(model: Classifier, taps: Sequence[str] | None) -> Classifier:
 # --- the user's own
 
 
-def _is_own(name: str) -> bool:
+def is_own(name: str) -> bool:
+    """Whether a model's name is ``path/to/file.py:factory``."""
     return name.rpartition(":")[0].endswith(".py")
 
 

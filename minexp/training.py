@@ -110,8 +110,9 @@ def train(name: str, seed: int = 0, on_epoch: OnEpoch | None = None) -> dict:
         torch.default_generator.manual_seed(seed)
         module = BUILDERS[name]()
         log = _fit(module, plan, pixels, labels, state, on_epoch)
-    weights = save({key: _stored(value) for key, value in module.state_dict().items()})
-    module.load_state_dict({key: _stored(value) for key, value in module.state_dict().items()})
+    stored = {key: _stored(value) for key, value in module.state_dict().items()}
+    weights = save(stored)
+    module.load_state_dict(stored)  # what is measured is what is written
     card = {
         "model": name,
         "licence": "MIT",

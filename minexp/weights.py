@@ -7,6 +7,8 @@ file, its source, the place to put it by hand, and the models that work now.
 import importlib.util
 import json
 import re
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -56,21 +58,17 @@ def downloaded_from_hub(name: str, repository: str) -> Path:
     """As :func:`from_hub`, downloaded if need be and allowed."""
     from huggingface_hub import hf_hub_download
 
-    try:
-        return from_hub(name, repository)
-    except WeightsError as missing:
-        if offline():
-            raise WeightsError(f"{missing}, or unset MINEXP_OFFLINE") from None
-        try:
-            return Path(hf_hub_download(repository, HUB_FILE))
-        except Exception as error:  # of whichever library it speaks HTTP with
-            reason = " ".join(str(error).split())[:200]
-            raise WeightsError(f"{missing}; it could not be downloaded: {reason}") from error
+    # whatever it raises: it speaks HTTP by one library or another
+    return _or_downloaded(
+        partial(from_hub, name, repository),
+        partial(hf_hub_download, repository, HUB_FILE),
+        Exception,
+    )
 
 
 def from_url(name: str, url: str) -> Path:
     """Where torch.hub keeps a file of this address. Raises WeightsError where it is not there."""
-    path = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[1]
+    path = _url_file(url)
     if not path.is_file():
         raise WeightsError(
             f"{name}: the weights are not on this machine: {url}; place the file as {path}"
@@ -80,19 +78,38 @@ def from_url(name: str, url: str) -> Path:
 
 def downloaded_from_url(name: str, url: str) -> Path:
     """As :func:`from_url`, downloaded if need be and allowed."""
+    return _or_downloaded(
+        partial(from_url, name, url), partial(_download, url), (OSError, RuntimeError)
+    )
+
+
+def _url_file(url: str) -> Path:
+    return Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[1]
+
+
+def _download(url: str) -> Path:
+    path = _url_file(url)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # the hash of eight digits in the file's name is checked before it gets that name
+    torch.hub.download_url_to_file(url, str(path), hash_of(path), progress=True)
+    return path
+
+
+def _or_downloaded(
+    find: Callable[[], Path],
+    download: Callable[[], Path | str],
+    errors: type[Exception] | tuple[type[Exception], ...],
+) -> Path:
     try:
-        return from_url(name, url)
+        return find()
     except WeightsError as missing:
         if offline():
             raise WeightsError(f"{missing}, or unset MINEXP_OFFLINE") from None
-        path = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[1]
-        path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            # the hash of eight digits in the file's name is checked before it gets that name
-            torch.hub.download_url_to_file(url, str(path), hash_of(path), progress=True)
-        except (OSError, RuntimeError) as error:
-            raise WeightsError(f"{missing}; it could not be downloaded: {error}") from error
-        return path
+            return Path(download())
+        except errors as error:
+            reason = " ".join(str(error).split())[:200]
+            raise WeightsError(f"{missing}; it could not be downloaded: {reason}") from error
 
 
 def hash_of(path: Path) -> str | None:

@@ -1,5 +1,6 @@
 """What several test files share: loaded models, read only, and one photograph."""
 
+import huggingface_hub
 import pytest
 
 from minexp import images, models, samples
@@ -39,3 +40,13 @@ def coffee(coffee_path, lite0):
 def photo_input(model, coffee_path):
     """The espresso as the input of the model under test."""
     return images.load_image(coffee_path, model)
+
+
+@pytest.fixture
+def places(tmp_path, monkeypatch):
+    """Caches of this test's own, empty."""
+    monkeypatch.setenv("MINEXP_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    monkeypatch.delenv("MINEXP_OFFLINE", raising=False)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    return tmp_path

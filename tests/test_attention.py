@@ -15,6 +15,7 @@ from timm.models.vision_transformer import (
 )
 from timm.models.vision_transformer_relpos import VisionTransformerRelPos
 from torch import nn
+from traces import hooks
 
 from minexp import attention, models, taps
 from minexp.attention import attention_maps, patch_grid, prefix_tokens, rollout, to_patches
@@ -176,12 +177,6 @@ def test_the_attention_makes_the_modules_own_output(given, found):
         else:
             expected, output = part.out_proj(mixed), part(tokens, tokens, tokens)[0]
         close(expected, output[0], 1e-5)
-
-
-def hooks(module: nn.Module) -> list:
-    stores = [store for part in module.modules() for key, store in vars(part).items()
-              if "_hooks" in key]  # fmt: skip
-    return [hook for store in stores for hook in store]
 
 
 def test_nothing_changes_what_the_model_says(given):

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import nn
+from traces import hooks, switches
 
 import minexp
 from minexp import classifier, folding, taps
@@ -59,22 +60,9 @@ def picture(height: int, width: int) -> Image.Image:
     return Image.fromarray(values)
 
 
-def hooks(module: nn.Module) -> int:
-    return sum(
-        len(store)
-        for part in module.modules()
-        for key, store in vars(part).items()
-        if "_hooks" in key and store
-    )
-
-
 def state(module: nn.Module) -> list:
-    switches = [
-        (name, part.training, getattr(part, "inplace", None))
-        for name, part in module.named_modules()
-    ]
     tensors = [*module.named_parameters(), *module.named_buffers()]
-    return switches + [
+    return switches(module) + [
         (name, t.requires_grad, t._version, t.data_ptr(), t.grad is None) for name, t in tensors
     ]
 

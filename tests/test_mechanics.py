@@ -8,6 +8,7 @@ import math
 import pytest
 import torch
 from torch import nn
+from traces import hooks, switches
 
 from minexp import images, models, taps
 from minexp.config import ExplainConfig
@@ -69,23 +70,12 @@ def network(name: str):
         return models.load_model(name, weights=None)
 
 
-def hooks(module: nn.Module) -> int:
-    return sum(
-        len(store)
-        for part in module.modules()
-        for key, store in vars(part).items()
-        if "_hooks" in key and store
-    )
-
-
 def state(module: nn.Module) -> list:
     """Everything an explanation might change: weights, statistics, switches."""
-    switches = [
-        (name, part.training, getattr(part, "inplace", None))
-        for name, part in module.named_modules()
-    ]
     tensors = [*module.named_parameters(), *module.named_buffers()]
-    return switches + [(name, t.requires_grad, t._version, t.sum().item()) for name, t in tensors]
+    return switches(module) + [
+        (name, t.requires_grad, t._version, t.sum().item()) for name, t in tensors
+    ]
 
 
 def order_of_firing(model, image) -> list[str]:

@@ -9,7 +9,6 @@ import subprocess
 import sys
 from dataclasses import replace
 
-import huggingface_hub
 import numpy as np
 import pytest
 import timm
@@ -36,16 +35,6 @@ HUB = {  # the exact tag and the file's sha256, as the hub states them
     "efficientnet_b0": "efficientnet_b0.ra_in1k d569899762ea9b13",
     "vit_b16": "vit_base_patch16_224.augreg2_in21k_ft_in1k 32aa17d6e17b4350",
 }
-
-
-@pytest.fixture
-def places(tmp_path, monkeypatch):
-    """Caches of this test's own, empty."""
-    monkeypatch.setenv("MINEXP_HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
-    monkeypatch.delenv("MINEXP_OFFLINE", raising=False)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    return tmp_path
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ import pytest
 import timm
 import torch
 from torch import nn
+from traces import hooks
 
 from minexp import taps
 from minexp.errors import InputError
@@ -28,16 +29,6 @@ def image():
 
 
 NAMES = ["0.1", "2", "4"]
-
-
-def hooks(module: nn.Module) -> int:
-    """How many hooks of any kind sit on the module and everything in it."""
-    return sum(
-        len(store)
-        for part in module.modules()
-        for name, store in vars(part).items()
-        if "_hooks" in name and store
-    )
 
 
 def state(module: nn.Module) -> list:

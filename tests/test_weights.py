@@ -18,14 +18,7 @@ DIGEST = hashlib.sha256(CONTENT).hexdigest()
 REPOSITORY, COMMIT = "timm/resnet18.a1_in1k", "0123456789abcdef0123456789abcdef01234567"
 
 
-@pytest.fixture(autouse=True)
-def places(tmp_path, monkeypatch):
-    """Caches of this test's own, empty."""
-    monkeypatch.setenv("MINEXP_HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
-    monkeypatch.delenv("MINEXP_OFFLINE", raising=False)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    return tmp_path
+pytestmark = pytest.mark.usefixtures("places")
 
 
 @pytest.fixture
