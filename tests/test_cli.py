@@ -359,7 +359,7 @@ def broken():
 
 number = 3
 """
-FEW = ["--steps", "8", "--set", "noise_draws=4", "--set", "patch=4"]
+FEW = ["--steps", "8", "--set", "noise_draws=4", "--set", "patch=4", "--set", "cell=4"]
 
 
 @pytest.fixture
