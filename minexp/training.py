@@ -25,6 +25,8 @@ from torchvision.transforms import v2
 from minexp import cifar, mnist
 from minexp.builders import BUILDERS, weights_file
 from minexp.errors import InputError
+from minexp.initial import start_as_identity, whiten
+from minexp.muon import Muon
 from minexp.paths import home, replacing
 
 OnEpoch = Callable[[int, int, float], None]
@@ -33,6 +35,7 @@ DATA = {
     "cifar10": "CIFAR-10 (Krizhevsky, 2009), 50,000 train / 10,000 test",
 }
 OPTIMIZERS = ("sgd", "adamw", "muon")
+FASTER = 8  # what a fast recipe multiplies the learning rate of biases and norms by
 UNREADABLE = (  # what loading a damaged or foreign state may raise
     *(OSError, RuntimeError, EOFError, pickle.UnpicklingError, struct.error),
     *(ValueError, TypeError, LookupError),
@@ -43,11 +46,16 @@ UNREADABLE = (  # what loading a damaged or foreign state may raise
 class Recipe:
     """How a network is trained; its card states it as it stands here.
 
-    ``data`` is "mnist" or "cifar10". ``optimizer`` is "sgd" (Nesterov momentum), "adamw", or
-    "muon": Muon (Jordan, 2024) for the matrices between the embedding and the classifier, AdamW
-    for the rest. ``learning_rate`` is the highest of a one-cycle schedule. Digits are turned,
-    shifted and scaled, pictures shifted by up to ``shift`` pixels and mirrored in every other
-    epoch; the first ``small_epochs`` see them at three quarters of their side.
+    ``data`` is "mnist" or "cifar10". ``optimizer`` is "sgd" (Nesterov momentum; a linear rise over
+    a fifth of the steps, a linear fall over the rest), or, by a one-cycle schedule, "adamw" or
+    "muon": Muon for matrices and kernels, AdamW for stem or embedding, depthwise kernels,
+    classifier and all else. ``learning_rate`` is the highest. Digits are turned, shifted and
+    scaled, pictures shifted by up to ``shift`` pixels and mirrored in every other epoch.
+    ``small``: (epochs, side) of the first phases, which see them shrunk to that side.
+
+    ``fast`` takes what made CIFAR-10 quick (Jordan, "94% on CIFAR-10 in 3.29 seconds", 2024,
+    section 3): a stem that whitens the pictures and stays so, other convolutions that start as the
+    identity where they are square, biases and norms that learn eight times faster.
     """
 
     data: str
@@ -58,7 +66,8 @@ class Recipe:
     weight_decay: float
     label_smoothing: float = 0.0
     shift: int = 0
-    small_epochs: int = 0
+    small: tuple[tuple[int, int], ...] = ()
+    fast: bool = False
 
     def __post_init__(self) -> None:
         for field, known in (("data", tuple(DATA)), ("optimizer", OPTIMIZERS)):
@@ -71,10 +80,12 @@ class Recipe:
 RECIPES: Mapping[str, Recipe] = {
     "mnist_cnn": Recipe("mnist", 30, 100, "adamw", 3e-3, 0.01),
     "mnist_vit": Recipe("mnist", 40, 100, "muon", 3e-3, 0.05),
-    "resnet18_cifar10": Recipe("cifar10", 12, 256, "sgd", 0.3, 5e-4, 0.1, 3, 5),
-    "mobilenetv3_cifar10": Recipe("cifar10", 14, 128, "sgd", 0.2, 2e-4, 0.1, 3, 6),
+    "resnet18_cifar10": Recipe(
+        "cifar10", 18, 512, "sgd", 1.0, 5e-4, 0.2, 3, ((8, 16), (5, 24)), True
+    ),
+    "mobilenetv3_cifar10": Recipe("cifar10", 14, 128, "sgd", 0.2, 2e-4, 0.1, 3, ((6, 24),)),
     "convnext_cifar10": Recipe("cifar10", 14, 128, "adamw", 2e-3, 0.05, 0.1, 3),
-    "vit_cifar10": Recipe("cifar10", 16, 128, "muon", 2e-3, 0.05, 0.1, 3),
+    "vit_cifar10": Recipe("cifar10", 15, 128, "muon", 3e-3, 0.05, 0.1, 3, ((10, 24),)),
 }
 
 
@@ -109,6 +120,9 @@ def train(name: str, seed: int = 0, on_epoch: OnEpoch | None = None) -> dict:
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         module = BUILDERS[name]()
+        if plan.fast:
+            whiten(module, pixels)
+            start_as_identity(module)
         log = _fit(module, plan, pixels, labels, state, on_epoch)
     stored = {key: _stored(value) for key, value in module.state_dict().items()}
     weights = save(stored)
@@ -125,12 +139,12 @@ def train(name: str, seed: int = 0, on_epoch: OnEpoch | None = None) -> dict:
         "weights_sha256": hashlib.sha256(weights).hexdigest(),
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
     }
-    path = weights_file(name)
+    text, path = json.dumps(card, indent=2) + "\n", weights_file(name)
     with replacing(path) as first, replacing(path.with_suffix(".json")) as second:
         first.write_bytes(weights)
-        second.write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
+        second.write_text(text, encoding="utf-8")
     state.unlink(missing_ok=True)
-    return card
+    return json.loads(text)
 
 
 def _data(data: str, part: str) -> tuple[Tensor, Tensor]:
@@ -154,10 +168,7 @@ def _fit(
     """Train in place, going on from ``state`` if it is there; returns a record an epoch."""
     optimizers = _optimizers(module, plan)
     steps = plan.epochs * math.ceil(len(x) / plan.batch)
-    schedules = [
-        torch.optim.lr_scheduler.OneCycleLR(optimizer, plan.learning_rate, total_steps=steps)
-        for optimizer in optimizers
-    ]
+    schedules = [_schedule(optimizer, plan, steps) for optimizer in optimizers]
     parts = [module, *optimizers, *schedules]
     log = _resume(state, plan, parts)
     module.to(memory_format=torch.channels_last)  # a fifth faster on a processor
@@ -189,20 +200,37 @@ def _fit(
 
 def _optimizers(module: nn.Module, plan: Recipe) -> list[torch.optim.Optimizer]:
     settings = {"lr": plan.learning_rate, "weight_decay": plan.weight_decay}
-    parameters = dict(module.named_parameters())
+    parameters = {key: p for key, p in module.named_parameters() if p.requires_grad}
     if plan.optimizer == "sgd":
-        return [torch.optim.SGD(parameters.values(), momentum=0.9, nesterov=True, **settings)]
+        flat = [p for p in parameters.values() if p.ndim == 1]
+        times = FASTER if plan.fast else 1
+        groups = [
+            {"params": [p for p in parameters.values() if p.ndim > 1]},
+            {"params": flat, "lr": plan.learning_rate * times,
+             "weight_decay": plan.weight_decay / times},
+        ]  # fmt: skip
+        return [torch.optim.SGD(groups, momentum=0.85, nesterov=True, **settings)]
     if plan.optimizer == "adamw":
         return [torch.optim.AdamW(parameters.values(), **settings)]
     last = {id(p) for p in module.get_classifier().parameters()}
-    inner = {k for k, p in parameters.items() if p.ndim == 2 and id(p) not in last}
-    return [
-        torch.optim.Muon(
-            [parameters[k] for k in parameters if k in inner],
-            adjust_lr_fn="match_rms_adamw", **settings,
-        ),
-        torch.optim.AdamW([parameters[k] for k in parameters if k not in inner], **settings),
-    ]  # fmt: skip
+    inner = {
+        key: p for key, p in parameters.items()
+        if p.ndim in (2, 4) and p.shape[1] > 3 and id(p) not in last
+    }  # fmt: skip
+    rest = [p for key, p in parameters.items() if key not in inner]
+    return [Muon(inner.values(), **settings), torch.optim.AdamW(rest, **settings)]
+
+
+def _schedule(
+    optimizer: torch.optim.Optimizer, plan: Recipe, steps: int
+) -> torch.optim.lr_scheduler.OneCycleLR:
+    highest = [group["lr"] for group in optimizer.param_groups]
+    linear = {
+        "pct_start": 0.2, "anneal_strategy": "linear", "cycle_momentum": False,
+        "div_factor": 20, "final_div_factor": 1,
+    }  # fmt: skip
+    settings = linear if plan.optimizer == "sgd" else {}
+    return torch.optim.lr_scheduler.OneCycleLR(optimizer, highest, total_steps=steps, **settings)
 
 
 def _augmented(x: Tensor, chosen: Tensor, plan: Recipe, epoch: int) -> Tensor:
@@ -219,8 +247,10 @@ def _augmented(x: Tensor, chosen: Tensor, plan: Recipe, epoch: int) -> Tensor:
     columns = (left + torch.arange(side))[:, None, None, :]
     number, channel = torch.arange(len(x))[:, None, None, None], torch.arange(x.shape[1])
     x = padded[number, channel[:, None, None], rows, columns]
-    if epoch < plan.small_epochs:
-        x = F.interpolate(x, scale_factor=0.75, mode="bilinear", antialias=True)
+    for epochs, smaller in plan.small:
+        if 0 <= epoch < epochs:
+            return F.interpolate(x, size=(smaller, smaller), mode="bilinear", antialias=True)
+        epoch -= epochs
     return x
 
 

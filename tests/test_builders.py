@@ -126,14 +126,26 @@ def test_convnext_wakes_up_at_a_tenth():
 
 
 @pytest.mark.parametrize(
-    ("name", "patches", "width", "depth"),
-    [("vit_cifar10", 64, 144, 6), ("mnist_vit", 49, 64, 4)],
+    ("name", "side", "width", "depth"), [("vit_cifar10", 8, 144, 6), ("mnist_vit", 7, 64, 4)]
 )
-def test_transformer_sees_patches_and_one_class_token(name, patches, width, depth):
+def test_transformer_sees_patches_and_one_class_token(name, side, width, depth):
     blocks = [f"blocks.{block}" for block in range(depth)]
-    found = shapes(name, ["patch_embed", *blocks])
-    assert found.pop("patch_embed") == (1, patches, width)
-    assert list(found.values()) == [(1, patches + 1, width)] * depth
+    assert set(shapes(name, blocks).values()) == {(1, side * side + 1, width)}
     module = built(name)
     assert len(module.blocks) == depth and module.num_prefix_tokens == 1
-    assert module.patch_embed.patch_size == (4, 4)
+    assert module.patch_embed.grid_size == (side, side)
+
+
+@pytest.mark.parametrize("side", [24, 32])
+def test_a_token_of_the_cifar_transformer_is_a_patch_of_4_x_4_pixels(side):
+    """And what its stem's convolutions see around it."""
+    module, image = built("vit_cifar10").eval(), torch.randn(1, 3, side, side, requires_grad=True)
+    tokens = module.patch_embed(image)
+    assert tokens.shape == (1, side // 4, side // 4, 144)
+    (tokens[0, 3, 2] ** 2).sum().backward()
+    seen = image.grad.abs().sum((0, 1))
+    rows, columns = seen.sum(1).nonzero().flatten(), seen.sum(0).nonzero().flatten()
+    for places, patch in ((rows, 3), (columns, 2)):
+        assert places.min() <= 4 * patch and places.max() >= 4 * patch + 3
+        assert places.min() >= 4 * patch - 4 and places.max() < 4 * patch + 8
+    assert module(image).shape == (1, 10)

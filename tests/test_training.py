@@ -15,6 +15,7 @@ import pytest
 import test_faults
 import torch
 from safetensors.torch import load_file
+from torch import nn
 
 from minexp import builders, cifar, images, mnist, models, paths, training
 from minexp.builders import BUILDERS, weights_file
@@ -42,7 +43,7 @@ def short(name, epochs):
     plan = training.RECIPES[name]
     if plan.data == "mnist":
         return replace(plan, epochs=epochs)
-    return replace(plan, epochs=epochs, batch=8, learning_rate=0.02, small_epochs=1)
+    return replace(plan, epochs=epochs, batch=8, learning_rate=0.02, small=((1, 16),))
 
 
 @contextmanager
@@ -181,7 +182,8 @@ def test_card_is_what_is_written_beside_the_weights(made, request):
     assert card["model"] == name and card["licence"] == "MIT" and card["seed"] == 0
     epochs = len(card["epochs"])
     plan = short(name, epochs)
-    assert card["recipe"] == {**asdict(plan), "data": training.DATA[plan.data]}
+    stated = {**asdict(plan), "data": training.DATA[plan.data]}
+    assert card["recipe"] == json.loads(json.dumps(stated))
     assert card["weights_sha256"] == images.sha256(made.path) == made.model.weights_sha256
     assert card["parameters"] == sum(p.numel() for p in BUILDERS[name]().parameters())
     assert card["versions"]["torch"] == torch.__version__
@@ -476,16 +478,16 @@ def shrinking(side, small):
     return matrix
 
 
-def test_small_epochs_see_three_quarters_of_the_side():
-    x, plan = some_pictures(4, side=32), replace(PLAN, small_epochs=2)
-    matrix = shrinking(32, 24)
-    for epoch in range(2):
+def test_the_first_phases_see_pictures_shrunk_to_their_sides():
+    x, plan = some_pictures(4, side=32), replace(PLAN, small=((1, 16), (2, 24)))
+    for epoch, side in enumerate((16, 24, 24)):
+        matrix = shrinking(32, side)
         shown = augmented(x, torch.arange(4), plan, epoch)
         full = augmented(x, torch.arange(4), PLAN, epoch).double().numpy()
-        assert shown.shape == (4, 3, 24, 24)
+        assert shown.shape == (4, 3, side, side)
         np.testing.assert_allclose(shown.numpy(), matrix @ full @ matrix.T, atol=1e-5)
-    whole = augmented(x, torch.arange(4), plan, 2)
-    assert torch.equal(whole, augmented(x, torch.arange(4), PLAN, 2))
+    whole = augmented(x, torch.arange(4), plan, 3)
+    assert torch.equal(whole, augmented(x, torch.arange(4), PLAN, 3))
 
 
 def test_digits_move_by_up_to_two_pixels_and_each_by_its_own():
@@ -522,19 +524,60 @@ def test_every_parameter_is_in_exactly_one_optimizer(name):
     assert set(found) == {id(p) for p in module.parameters()}
     kinds = {"sgd": ["SGD"], "adamw": ["AdamW"], "muon": ["Muon", "AdamW"]}[plan.optimizer]
     assert [type(optimizer).__name__ for optimizer in optimizers] == kinds
-    assert {group["lr"] for group in groups} == {plan.learning_rate}
-    assert {group["weight_decay"] for group in groups} == {plan.weight_decay}
+    for group in groups:
+        times = 8 if plan.fast and all(p.ndim == 1 for p in group["params"]) else 1
+        assert group["lr"] == plan.learning_rate * times
+        assert group["weight_decay"] == plan.weight_decay / times
 
 
-@pytest.mark.parametrize("name", [n for n in NAMES if training.RECIPES[n].optimizer == "muon"])
-def test_muons_are_the_matrices_between_embedding_and_classifier(name):
-    module = BUILDERS[name]()
-    muon = training._optimizers(module, training.RECIPES[name])[0]
+def rates(optimizer, plan, steps):
+    """The learning rates of every step, a list a parameter group."""
+    schedule, seen = training._schedule(optimizer, plan, steps), []
+    for _ in range(steps):
+        seen.append([group["lr"] for group in optimizer.param_groups])
+        optimizer.step()
+        if len(seen) < steps:
+            schedule.step()
+    return [list(each) for each in zip(*seen, strict=True)]
+
+
+def test_sgds_learning_rate_rises_for_a_fifth_of_the_steps_and_falls_for_the_rest():
+    plan = replace(PLAN, fast=True)
+    (optimizer,) = training._optimizers(nn.BatchNorm2d(2), plan)
+    assert optimizer.defaults["nesterov"]
+    for part, found in zip((1, 8), rates(optimizer, plan, 101), strict=True):
+        literal = np.interp(np.arange(101), [0, 19.2, 100], [0.005, 0.1, 0.005])
+        np.testing.assert_allclose(found, part * literal, rtol=1e-6)
+    assert all(group["momentum"] == 0.85 for group in optimizer.param_groups)
+
+
+def in_muon(module):
+    muon = training._optimizers(module, training.RECIPES["mnist_vit"])[0]
     its = {id(p) for group in muon.param_groups for p in group["params"]}
+    return {key for key, p in module.named_parameters() if id(p) in its}
+
+
+@pytest.mark.parametrize("name", ["mnist_vit", "vit_cifar10"])
+def test_muons_are_a_transformers_matrices_between_embedding_and_classifier(name):
+    module = BUILDERS[name]()
     matrices = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
-    assert {key for key, p in module.named_parameters() if id(p) in its} == {
+    found = {key for key in in_muon(module) if not key.startswith("patch_embed")}
+    assert found == {
         f"blocks.{block}.{part}.weight" for block in range(len(module.blocks)) for part in matrices
     }
+    assert "patch_embed.proj.weight" not in in_muon(module)
+
+
+@pytest.mark.parametrize("name", ["mobilenetv3_cifar10", "convnext_cifar10"])
+def test_muons_are_a_convolutional_nets_kernels_but_not_stem_classifier_or_depthwise(name):
+    module = BUILDERS[name]()
+    kinds = dict(module.named_modules())
+    for key, p in module.named_parameters():
+        of = kinds[key.rpartition(".")[0]]
+        stem = isinstance(of, nn.Conv2d) and of.in_channels == 3
+        depthwise = isinstance(of, nn.Conv2d) and of.groups > 1
+        last = of is module.get_classifier()
+        assert (key in in_muon(module)) == (p.ndim > 1 and not (stem or depthwise or last)), key
 
 
 @pytest.mark.parametrize(
@@ -562,7 +605,7 @@ def test_every_recipe_trains_a_registered_network_and_every_network_has_one():
 def test_recipe_fits_its_network(name):
     plan = training.RECIPES[name]
     assert plan.data == name.partition("_")[0 if name.startswith("mnist") else 2]
-    assert 0 <= plan.small_epochs < plan.epochs
+    assert 0 <= sum(epochs for epochs, _ in plan.small) < plan.epochs
 
 
 # --- the weights that are here
@@ -573,7 +616,8 @@ def test_card_in_data_is_true(path):
     name, card = path.stem, json.loads(path.read_text("utf-8"))
     plan, weights = training.RECIPES[name], path.with_suffix(".safetensors")
     assert card["model"] == name and card["licence"] == "MIT"
-    assert card["recipe"] == {**asdict(plan), "data": training.DATA[plan.data]}
+    stated = {**asdict(plan), "data": training.DATA[plan.data]}
+    assert card["recipe"] == json.loads(json.dumps(stated))
     assert card["weights_sha256"] == images.sha256(weights)
     module, stored = BUILDERS[name](), load_file(weights)
     module.load_state_dict(stored)
