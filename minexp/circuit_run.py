@@ -9,7 +9,7 @@ import networkx as nx
 from torch import Tensor
 from tqdm import tqdm
 
-from minexp import circuit_compare, circuit_html, circuit_table, drawing, figures
+from minexp import circuit_compare, circuit_html, circuit_table, drawing, figures, jobs
 from minexp.ablation import Reference
 from minexp.channels import DEPARTURES, Reading, read
 from minexp.circuit import CHANNELS, build, check_choice, choose
@@ -49,16 +49,27 @@ def draw(given: Sequence[str], model: Classifier, out: Path, settings: Mapping) 
 
 
 def evaluate(
-    given: Sequence[str], model: Classifier, out: Path, settings: Mapping
+    given: Sequence[str],
+    model: str,
+    out: Path,
+    settings: Mapping,
+    *,
+    n_jobs: int = 1,
+    force: bool = False,
 ) -> Iterator[str]:
-    """The evaluation of many images; yields its table. Raises InputError."""
+    """The evaluation of many images by a model of this name; yields its table.
+
+    Raises InputError.
+    """
     if settings["share"] is not None:
         raise InputError("--share goes with a drawing; expected --channels with --evaluate")
-    pictures = _checked(given, model, settings, out)
+    jobs.check(n_jobs)
+    pictures = _checked(given, jobs.model(model), settings, out)
     with tqdm(total=len(pictures), unit="image") as bar:
         summary = circuit_table.evaluate_many(
             model, pictures, out, ranking=settings["ranking"],
-            nodes=settings["channels"] or CHANNELS, on_item=lambda _item: bar.update(),
+            nodes=settings["channels"] or CHANNELS, n_jobs=n_jobs, force=force,
+            on_item=lambda: bar.update(),
         )  # fmt: skip
     yield circuit_table.table(summary)
 

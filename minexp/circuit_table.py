@@ -2,14 +2,15 @@
 
 import json
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from minexp import ablation, channels, circuit_evaluate, path_patching, samples, shortcuts
+from minexp import ablation, jobs, samples
 from minexp.ablation import Reference
-from minexp.circuit import build, choose
 from minexp.circuit_evaluate import MEASURES, Plan, areas
+from minexp.circuit_item import Task, item
 from minexp.classifier import Classifier
 from minexp.edges import EDGES
 from minexp.errors import InputError
@@ -60,44 +61,35 @@ def make_reference(
 
 
 def evaluate_many(
-    model: Classifier,
+    model: str,
     references: Sequence[str],
     out: Path,
     plan: Plan | None = None,
     *,
     ranking: str = "energy",
     nodes: int = 6,
-    on_item: Callable[[str], None] | None = None,
+    n_jobs: int = 1,
+    force: bool = False,
+    on_item: Callable[[], None] | None = None,
 ) -> dict:
-    """Curves and edges of every image, in three files; returns the summary.
+    """Curves and edges of every image, a record each and three tables; returns the summary.
 
-    ``ranking`` and ``nodes`` choose the circuit whose edges are cut one by one.
+    ``model``: its name. ``ranking`` and ``nodes`` choose the circuit whose edges are cut.
     """
-    plan = plan or Plan()
-    first = open_reference(references[0], model)[0]
-    try:
-        roads = shortcuts.roads(model, first)
-    except InputError:  # not traceable: then without closing shortcuts
-        roads = None
-    reference = make_reference(model, references, roads)
+    around = tuple(others(jobs.model(model), references))
+    task = Task(model, plan or Plan(), ranking, nodes, around, out, force)
     rows, edges = [], []
-    for item in references:
-        image = open_reference(item, model)[0]
-        reading = channels.read(model, image)
-        about = {"image": Path(item).name, "model": model.name, "label_index": reading.label}
-        found = circuit_evaluate.evaluate(model, image, reference, plan, roads=roads)
-        rows += [about | row for row in found]
-        chosen = choose(reading, ranking, channels=nodes, means=reference.means)
-        graph = build(model, reading, chosen, ranking=ranking, means=reference.means)
-        filled = ablation.fill(model, "mean", reference)
-        cuts = path_patching.cut_edges(model, reading, graph, filled)
-        edges += [about | row for row in path_patching.correlations(graph, cuts)]
+    for record in jobs.run(partial(item, task=task), references, jobs=n_jobs):
+        about = {"image": Path(record["image"]).name, "model": model}
+        about["label_index"] = record["label_index"]
+        rows += [about | row for row in record["rows"]]
+        edges += [about | row for row in record["edges"]]
         if on_item is not None:
-            on_item(item)
+            on_item()
     summary = {
-        "model": model.name,
+        "model": model,
         "images": len(references),
-        "reference_images": len(reference.images),
+        "reference_images": len(around),
         "edges_of": {"ranking": ranking, "channels": nodes},
         "curves": _curves(rows),
         "areas": _areas(rows),

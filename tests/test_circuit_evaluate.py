@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import re
+from dataclasses import replace
 
 import networkx as nx
 import numpy as np
@@ -21,7 +22,7 @@ from minexp import (
     taps,
 )
 from minexp.circuit_evaluate import Plan
-from minexp.errors import InputError
+from minexp.errors import InputError, RunError
 from minexp.references import open_reference
 
 
@@ -141,11 +142,17 @@ def test_the_random_control_by_energy_prefers_energetic_channels():
     assert firsts.count(0) > 90 and firsts.count(3) == 0
 
 
-def test_the_table_of_several_images(mnist_cnn, tmp_path):
-    plan = Plan(("energy", "departure"), ("mean",), (0.0, 0.2, 1.0), draws=1, dropped=2)
-    summary = circuit_table.evaluate_many(
-        mnist_cnn, ["mnist:4", "mnist:2000"], tmp_path, plan, nodes=4
-    )
+SMALL = Plan(("energy", "departure"), ("mean",), (0.0, 0.2, 1.0), draws=1, dropped=2)
+TABLES = ("results.csv", "edges.csv", "summary.json")
+
+
+def many(out, plan=SMALL, **settings):
+    images = ["mnist:4", "mnist:2000"]
+    return circuit_table.evaluate_many("mnist_cnn", images, out, plan, nodes=4, **settings)
+
+
+def test_the_table_of_several_images(tmp_path):
+    summary = many(tmp_path)
     assert json.loads((tmp_path / "summary.json").read_text()) == summary
     with (tmp_path / "results.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
@@ -160,6 +167,54 @@ def test_the_table_of_several_images(mnist_cnn, tmp_path):
     inner = [float(row["structural_class"]) for row in edges if "class" not in row["layers"]]
     assert summary["edges"]["structural_class"]["value"] == pytest.approx(np.mean(inner))
     assert "| departure |" in circuit_table.table(summary)
+
+
+@pytest.fixture
+def evaluated(monkeypatch):
+    """The labels of the images evaluated from now on."""
+    true, seen = circuit_evaluate.evaluate, []
+
+    def evaluate(model, image, *arguments, **settings):
+        seen.append(int(model(image).argmax()))
+        return true(model, image, *arguments, **settings)
+
+    monkeypatch.setattr(circuit_evaluate, "evaluate", evaluate)
+    return seen
+
+
+def test_an_evaluation_goes_on_with_what_is_left(tmp_path, evaluated):
+    many(tmp_path)
+    first = [(tmp_path / name).read_bytes() for name in TABLES]
+    assert len(evaluated) == 2
+    many(tmp_path)
+    assert len(evaluated) == 2  # nothing is done twice
+    record = tmp_path / "images" / "mnist-2000.json"
+    record.write_bytes(record.read_bytes()[:1000])
+    for name in TABLES:
+        (tmp_path / name).unlink()
+    many(tmp_path)
+    assert len(evaluated) == 3  # only the one that was cut off
+    assert [(tmp_path / name).read_bytes() for name in TABLES] == first
+
+
+@pytest.mark.parametrize("settings", [{"plan": replace(SMALL, seed=1)}, {"force": True}])
+def test_another_evaluation_is_not_the_same(tmp_path, evaluated, settings):
+    many(tmp_path)
+    many(tmp_path, **settings)
+    assert len(evaluated) == 4
+
+
+def test_two_jobs_give_the_same_tables(tmp_path):
+    many(tmp_path / "one")
+    many(tmp_path / "two", n_jobs=2)
+    for name in TABLES:
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+
+
+def test_a_record_that_cannot_be_written_says_which(tmp_path):
+    (tmp_path / "images").write_text("a file where the folder belongs")
+    with pytest.raises(RunError, match=r"mnist-4\.json"):
+        many(tmp_path)
 
 
 def test_reference_images_are_none_of_those_evaluated(mnist_cnn, lite0, monkeypatch):

@@ -1,0 +1,126 @@
+"""One image's circuit evaluated and kept on disk: an interrupted evaluation goes on."""
+
+import hashlib
+import json
+import time
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+
+from minexp import ablation, channels, circuit_evaluate, jobs, path_patching, shortcuts
+from minexp.ablation import Reference
+from minexp.circuit import build, choose
+from minexp.circuit_evaluate import Plan
+from minexp.classifier import Classifier
+from minexp.errors import InputError, RunError
+from minexp.paths import ROOT, write_text
+from minexp.references import open_reference, stem
+from minexp.shortcuts import Roads
+
+SCHEMA = "minexp-circuit/1"
+CODE = (  # the files a record depends on
+    *("images", "classifier", "folding", "taps", "channels", "tracing", "operations", "transfer"),
+    *("edges", "circuit", "shortcuts", "ablation", "path_patching", "circuit_evaluate"),
+    "circuit_item",
+)
+
+
+@dataclass(frozen=True)
+class Task:
+    """What all images of an evaluation share.
+
+    ``others``: the images the means are taken over. ``ranking`` and ``nodes`` (a layer) choose
+    the circuit whose edges are cut one by one.
+    """
+
+    model: str
+    plan: Plan
+    ranking: str
+    nodes: int
+    others: tuple[str, ...]
+    out: Path
+    force: bool = False
+
+
+@cache
+def code_digest() -> str:
+    """sha256 over the sources a record depends on: other code, another record."""
+    sources = [(ROOT / "minexp" / f"{name}.py").read_bytes() for name in CODE]
+    return hashlib.sha256(b"\0".join(sources)).hexdigest()
+
+
+def item(reference: str, *, task: Task) -> dict:
+    """Evaluate one image; write ``task.out/images/<stem>.json``, or keep a finished record.
+
+    Returns the record: ``rows`` of :func:`minexp.circuit_evaluate.evaluate`, ``edges`` of
+    :func:`minexp.path_patching.correlations`.
+
+    Raises:
+        InputError: the image cannot be read.
+        RunError: the file cannot be written.
+    """
+    model = jobs.model(task.model)
+    image, digest = open_reference(reference, model)
+    inputs = {
+        **{"schema": SCHEMA, "image": reference, "sha256": digest, "model": task.model},
+        **{"weights_sha256": model.weights_sha256, "taps": list(model.taps)},
+        **{"ranking": task.ranking, "nodes": task.nodes, "others": _digests(task)},
+        **{"plan": json.loads(json.dumps(asdict(task.plan))), "code_sha256": code_digest()},
+    }
+    path = task.out / "images" / f"{stem(reference)}.json"
+    if not task.force and (found := _finished(path, inputs)) is not None:
+        return found
+    started = time.perf_counter()
+    others, roads = _around(task)
+    image = image.to(model.device)
+    reading = channels.read(model, image)
+    rows = circuit_evaluate.evaluate(model, image, others, task.plan, roads=roads)
+    chosen = choose(reading, task.ranking, channels=task.nodes, means=others.means)
+    graph = build(model, reading, chosen, ranking=task.ranking, means=others.means)
+    cuts = path_patching.cut_edges(model, reading, graph, ablation.fill(model, "mean", others))
+    record = {
+        **inputs,
+        "label_index": reading.label,
+        "seconds": round(time.perf_counter() - started, 3),
+        "rows": rows,
+        "edges": path_patching.correlations(graph, cuts),
+    }
+    try:
+        write_text(path, json.dumps(record) + "\n")
+    except OSError as error:
+        raise RunError(f"cannot write {path}: {error.strerror or error}; then run again") from error
+    return record
+
+
+@cache
+def _digests(task: Task) -> list[str]:
+    model = jobs.model(task.model)
+    return [open_reference(name, model)[1] for name in task.others]
+
+
+@cache
+def _around(task: Task) -> tuple[Reference, Roads | None]:
+    """The other images' means, once a worker, and the ways around the taps if it can be traced."""
+    model = jobs.model(task.model)
+    images = [open_reference(name, model)[0] for name in task.others]
+    roads = traceable(model)
+    return ablation.reference(model, images, roads), roads
+
+
+def traceable(model: Classifier) -> Roads | None:
+    """The shortcuts around the model's taps, or None where it cannot be traced."""
+    side = model.size
+    blank = next(model.module.parameters()).new_zeros(1, len(model.mean), *side)
+    try:
+        return shortcuts.roads(model, blank)
+    except InputError:
+        return None
+
+
+def _finished(path: Path, inputs: dict) -> dict | None:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # none, or cut off
+        return None
+    same = isinstance(found, dict) and all(found.get(k) == v for k, v in inputs.items())
+    return found if same and {"rows", "edges"} <= found.keys() else None
