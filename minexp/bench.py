@@ -6,11 +6,12 @@ the folder of its name; what our results do not say of their cost in ``costs``.
 
 ``seconds`` and passes are those of a peer's map, not of trying its areas, and of our mask with its
 certificate. ``feasible`` asks peers for their label on all of 32 fresh backgrounds, ours on those
-of its own final test; ``noise_kept`` is the share of fresh ones for all alike.
-``insertion`` and ``deletion`` are empty for ours: a binary mask ranks nothing. ``removable`` is the
-share of ``active_cells`` (8 x 8 pixels) that can go alone, on the zero fill; of our masks that of
-the certificate, judged on noise too, if there is one. ``drop`` and ``increase`` are those of the
-confidence when the image is multiplied by the map (ours: the mask); ``peak_rss_mib`` is the most
+of its own final test; ``noise_kept`` is the share of fresh ones for all alike. ``correct`` is the
+network's decision, whichever class was explained. ``insertion`` and ``deletion`` are empty for
+ours: a binary mask ranks nothing. ``removable`` is the share of ``active_cells`` (8 x 8 pixels)
+that can go alone, on the zero fill; of our masks that of the certificate, judged on noise too, if
+there is one. ``drop`` and ``increase`` are those of the confidence when the image is multiplied by
+the map (ours: the mask); ``peak_rss_mib`` is the most
 memory the process held up to the end of that image, never less than for the image before.
 """
 
@@ -28,7 +29,7 @@ from minexp.config import ExplainConfig
 from minexp.errors import InputError, RunError
 from minexp.paths import write_text
 from minexp.references import stem
-from minexp.suites import Setting, truth
+from minexp.suites import Setting, asked, truth
 
 COLUMNS = (
     *("image", "model", "method", "criterion", "label_index", "correct", "feasible"),
@@ -126,24 +127,25 @@ def _name(reference: str) -> str:
 def _common(reference: str, pair: tuple[str, str], result: Mapping) -> dict:
     """The cells that our results and a peer's have alike."""
     known = truth(reference)
+    decision = result.get("decision_index", result["label_index"])  # peers explain no other
     return {
         **{name: result[name] for name in COLUMNS if name in result},
         "image": _name(reference),
         "method": pair[0],
         "criterion": pair[1],
-        "correct": "" if known is None else known == result["label_index"],
+        "correct": "" if known is None else known == decision,
         "confidence_before": result["confidence"],
     }
 
 
 def _ours(reference: str, folder: str, task: _Task) -> list[dict]:
-    config, out = task.methods[folder], task.out / folder
+    config, out, label = task.methods[folder], task.out / folder, asked(folder, reference)
     cost = task.out / "costs" / folder / f"{stem(reference)}.json"
     if task.table_only:
-        result = results.finished(reference, jobs.model(task.model), config, out)
+        result = results.finished(reference, jobs.model(task.model), config, out, label=label)
     else:
         result, made = results.explain_to_files(
-            reference, jobs.model(task.model), config, out, force=task.force
+            reference, jobs.model(task.model), config, out, label=label, force=task.force
         )
         if made:
             seen = {"threads": torch.get_num_threads(), "peak_rss_mib": peers.peak_rss_mib()}

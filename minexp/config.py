@@ -57,6 +57,8 @@ class ExplainConfig:
         adapt: if True the area weight acts, and total variation's in full, only while the mask
             exceeds a budget, which shrinks after three passing steps in a row and grows after one
             that does not pass; if False both act always.
+        hard: if True the loss sees the mask thresholded, straight through (paper 000, section
+            3.1.2); if False the soft one. Thresholded it is judged and reported either way.
         criterion: "label" or "confidence" (also at least the image's own confidence).
         confidence_slack: how far below the image's the masked image's confidence may lie; where
             the image's is 0.9999, as on digits, "at least" leaves nothing to remove.
@@ -79,6 +81,7 @@ class ExplainConfig:
     learning_rate: float = 2e-3
     grid: int | None = None
     adapt: bool = True
+    hard: bool = True
     criterion: str = "confidence"
     confidence_slack: float = 0.0
     noise_draws: int = 64
@@ -105,7 +108,7 @@ class ExplainConfig:
             raise InputError(
                 f"confidence_slack={self.confidence_slack!r}: expected a number from 0 to 1"
             )
-        for name in ("adapt", "minimal"):
+        for name in ("adapt", "hard", "minimal"):
             if type(getattr(self, name)) is not bool:
                 raise InputError(f"{name}={getattr(self, name)!r}: expected true or false")
         if self.criterion not in CRITERIA:
@@ -164,6 +167,8 @@ def configure(config: ExplainConfig, changes: Mapping[str, object]) -> ExplainCo
 def parse_settings(given: Sequence[str], where: str) -> dict[str, object]:
     """Changes for :func:`configure` from texts ``NAME=VALUE``, the value as JSON, or as it is.
 
+    Of a name given twice the later value holds; but ``taps=A`` and ``taps=B`` are two taps.
+
     Raises:
         InputError: a text without an equals sign; ``where`` it was given is told.
     """
@@ -172,6 +177,8 @@ def parse_settings(given: Sequence[str], where: str) -> dict[str, object]:
         name, separator, value = setting.partition("=")
         if not separator:
             raise InputError(f"{where} {setting}: expected NAME=VALUE")
+        if name == "taps" and isinstance(earlier := changes.get(name), str | list):
+            value = ",".join([*([earlier] if isinstance(earlier, str) else earlier), value])
         try:
             changes[name] = json.loads(value)
         except ValueError:

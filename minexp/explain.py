@@ -1,5 +1,6 @@
 """One image, one frozen classifier -> the smallest feasible mask found, 1-minimal on a grid."""
 
+import difflib
 import sys
 import time
 from collections.abc import Callable
@@ -69,7 +70,13 @@ def explain(
         image: normalised input (1, C, H, W).
         config: see :class:`minexp.config.ExplainConfig`; None: the preset for the model's input
             size (:func:`minexp.config.default_preset`).
-        label: the class to explain; None: the top-1 class of the image.
+        label: the class to explain; None: the network's own decision, the image's top-1 class.
+            Of another class the mask asks which pixels would make the network say that instead.
+            All pixels never do, so there may be no such mask; then ``feasible`` is False and
+            ``mask`` the most confident one seen. Under the criterion "confidence" the class must
+            come first and have at least its own, lower, confidence on the image, which its coming
+            first mostly implies; and the terms that match the image's activations and distribution
+            go on pulling towards the network's own decision.
         allowed: (1, 1, H, W), the pixels a mask may use; None: all.
         on_step: called with each step's record.
 
@@ -112,6 +119,25 @@ def explain(
         backward_passes=2 * config.steps,
         seconds=time.perf_counter() - started,
     )
+
+
+def label_index(model: Classifier, label: str) -> int:
+    """The class that a text names: by its name in ``model.class_names``, else by its index.
+
+    Raises InputError for no class, with the nearest names, and for a name that several bear.
+    """
+    named = [index for index, name in enumerate(model.class_names) if name == label]
+    if len(named) == 1:
+        return named[0]
+    if named:
+        raise InputError(f"label {label!r}: classes {named} bear that name; give the index")
+    # Python converts no number of thousands of digits
+    if label.isdecimal() and len(label) < 10 and int(label) < len(model.class_names):
+        return int(label)
+    near = difflib.get_close_matches(label, model.class_names, n=5)
+    nearest = f"; the nearest: {', '.join(near)}" if near else ""
+    last = len(model.class_names) - 1
+    raise InputError(f"label {label!r}: no class of {model.name}, 0 to {last}{nearest}")
 
 
 def _checked_image(model: Classifier, image: Tensor, config: ExplainConfig) -> Tensor:

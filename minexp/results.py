@@ -29,7 +29,7 @@ from minexp.paths import ROOT, replacing, write_text
 from minexp.references import beside, check_distinct, open_reference, stem
 from minexp.sufficiency import Check, check_mask
 
-SCHEMA = "minexp/1"
+SCHEMA = "minexp/2"  # 2: decision_index, label_asked
 # the files a mask depends on
 CODE = (
     "images",
@@ -52,10 +52,10 @@ CODE = (
     "explain",
 )
 FIELDS = (
-    *("schema", "image", "model", "weights_sha256", "label_index", "label", "confidence"),
-    *("explanation_confidence", "label_kept", "feasible", "area", "components", "robustness"),
-    *("minimality", "steps", "forward_passes", "backward_passes", "seconds", "seed", "config"),
-    "versions",
+    *("schema", "image", "model", "weights_sha256", "decision_index", "label_asked"),
+    *("label_index", "label", "confidence", "explanation_confidence", "label_kept", "feasible"),
+    *("area", "components", "robustness", "minimality", "steps", "forward_passes"),
+    *("backward_passes", "seconds", "seed", "config", "versions"),
 )
 
 
@@ -86,28 +86,34 @@ def explain_to_files(
     config: ExplainConfig,
     out: Path,
     *,
+    label: int | None = None,
     force: bool = False,
     on_step: Callable[[dict[str, float]], None] | None = None,
 ) -> tuple[dict, bool]:
     """Explain one image and write its result; a finished one with the same inputs is kept.
 
+    ``label`` is the class asked about, None: the network's own decision. The result holds it as
+    ``label_asked``, that decision as ``decision_index``, and as ``label_index`` what was explained.
+
     Returns:
         The result's dict and whether it was made now.
 
     Raises:
-        InputError: the image cannot be read.
+        InputError: the image cannot be read, or ``label`` is no class of the model.
         RunError: the files cannot be written.
     """
     image, digest = open_reference(reference, model)
     path = out / f"{stem(reference)}.json"
-    if not force and (found := _finished(path, digest, model, config)) is not None:
+    if not force and (found := _finished(path, digest, model, config, label)) is not None:
         if found["image"]["path"] != reference:  # the same bytes under another name
             found["image"]["path"] = reference
             write_text(path, json.dumps(found, indent=2) + "\n")
         return found, False
-    explanation = explain(model, image, config, on_step=on_step)
-    check = check_mask(model, image.to(model.device), explanation.mask, explanation.label)
-    result = _result(reference, digest, model, explanation, check)
+    explanation = explain(model, image, config, label=label, on_step=on_step)
+    image = image.to(model.device)
+    check = check_mask(model, image, explanation.mask, explanation.label)
+    classes = {"decision_index": int(model(image).argmax()), "label_asked": label}
+    result = _result(reference, digest, model, classes, explanation, check)
     try:
         _write(path, result, explanation, model)
     except OSError as error:
@@ -119,13 +125,22 @@ def _as_json(config: ExplainConfig) -> dict:
     return json.loads(json.dumps(asdict(config)))
 
 
-def finished(reference: str, model: Classifier, config: ExplainConfig, out: Path) -> dict | None:
+def finished(
+    reference: str,
+    model: Classifier,
+    config: ExplainConfig,
+    out: Path,
+    *,
+    label: int | None = None,
+) -> dict | None:
     """What :func:`explain_to_files` would keep, or None where it would explain."""
     digest = open_reference(reference, model)[1]
-    return _finished(out / f"{stem(reference)}.json", digest, model, config)
+    return _finished(out / f"{stem(reference)}.json", digest, model, config, label)
 
 
-def _finished(path: Path, digest: str, model: Classifier, config: ExplainConfig) -> dict | None:
+def _finished(
+    path: Path, digest: str, model: Classifier, config: ExplainConfig, label: int | None
+) -> dict | None:
     """The result at ``path`` if it is whole and comes from exactly these inputs."""
     try:
         result = read_result(path)
@@ -136,20 +151,29 @@ def _finished(path: Path, digest: str, model: Classifier, config: ExplainConfig)
         return None
     found = (
         *(result["image"]["sha256"], result["model"], result["weights_sha256"]),
-        *(result["config"], result["versions"]["code_sha256"]),
+        *(result["config"], result["versions"]["code_sha256"], result["label_asked"]),
     )
-    wanted = (digest, model.name, model.weights_sha256, _as_json(config), code_digest())
+    wanted = (
+        *(digest, model.name, model.weights_sha256, _as_json(config), code_digest()),
+        label,
+    )
     return result if found == wanted else None
 
 
 def _result(
-    reference: str, digest: str, model: Classifier, explanation: Explanation, check: Check
+    reference: str,
+    digest: str,
+    model: Classifier,
+    classes: dict[str, int | None],
+    explanation: Explanation,
+    check: Check,
 ) -> dict:
     return {
         "schema": SCHEMA,
         "image": {"path": reference, "sha256": digest},
         "model": model.name,
         "weights_sha256": model.weights_sha256,
+        **classes,
         "label_index": explanation.label,
         "label": explanation.label_name,
         "confidence": check.confidence,

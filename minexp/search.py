@@ -36,7 +36,10 @@ class Target:
 
 @dataclass(frozen=True)
 class Seen:
-    """A mask (1, 1, H, W) bool seen on the way, with what its own step said of it."""
+    """A mask (1, 1, H, W) bool seen on the way, with what its own step said of it.
+
+    With a soft mask (``hard=False``) the step saw that, not this one: its word is a guess.
+    """
 
     mask: Tensor
     area: float
@@ -60,7 +63,8 @@ def search(
         if target.allowed is not None:
             soft = soft * target.allowed
         mask = binarize(soft)
-        terms, logits = _forward(model, target, soft, mask, generator, config)
+        given = mask if config.hard else soft
+        terms, logits = _forward(model, target, soft, given, generator, config)
         weights = _weights_now(config, terms["area"].item(), budget)
         optimizer.zero_grad()
         losses.total(terms, weights).backward()
@@ -104,7 +108,10 @@ def _forward(
     generator: torch.Generator,
     config: ExplainConfig,
 ) -> tuple[dict[str, Tensor], Tensor]:
-    """All seven terms, and the logits (2, K) of the masked and of the noise-filled image."""
+    """All seven terms, and the logits (2, K) of the masked and of the noise-filled image.
+
+    ``mask`` is what the network meets: ``soft``, or that thresholded.
+    """
     background = gaussian_background(model, 1, generator)
     masked = apply_mask(target.image, mask)
     noisy = apply_mask(target.image, mask, background)
@@ -145,7 +152,10 @@ def _next_budget(budget: float, streak: int, area: float) -> float:
 def _record(
     step: int, terms: dict[str, Tensor], logits: Tensor, mask: Tensor, label: int, budget: float
 ) -> dict[str, float]:
-    """A step in numbers; the losses' names get the prefix ``loss_``."""
+    """A step in numbers; the losses' names get the prefix ``loss_``.
+
+    ``area`` is the thresholded mask's, confidences are those of what the network met.
+    """
     probabilities = logits.softmax(1)[:, label].tolist()
     kept = (logits.argmax(1) == label).tolist()
     return {

@@ -2,13 +2,16 @@
 
 import importlib.util
 import os
-from collections.abc import Sequence
-from functools import cache
+from collections.abc import Iterator, Sequence
+from functools import cache, partial
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
+import torch
 
-from minexp import cifar, images, jobs, mnist, peers, samples
+from minexp import cifar, images, jobs, mnist, peers, samples, variants
+from minexp.classifier import Classifier
 from minexp.config import (
     CRITERIA,
     ExplainConfig,
@@ -18,14 +21,18 @@ from minexp.config import (
     preset,
 )
 from minexp.errors import InputError
-from minexp.references import check_distinct
+from minexp.references import check_distinct, open_reference
 
 A_CLASS = 10  # test pictures of each class, of digits and of CIFAR-10
 MODELS = {"mnist": "mnist_cnn", "cifar10": "resnet18_cifar10"}
 OURS = ("ours_no_noise", "ours")
+RIGHT = "ours_right"  # ours of the true class, whatever the network says
 SLOW = ("rex", "extremal")  # by name only: an optional package, and minutes an image
 TRANSFORMERS = ("attention", "rollout")  # by name only: they refuse every other network
-METHODS = (*(name for name in peers.PEERS if name not in SLOW), *OURS, *SLOW)  # cheap ones first
+METHODS = (  # cheap ones first
+    *(name for name in peers.PEERS if name not in SLOW),
+    *(*OURS, RIGHT, *SLOW),
+)
 Setting = ExplainConfig | tuple[str, ...]  # ours; or the criteria a peer is judged by
 
 
@@ -37,6 +44,7 @@ def suite(
     methods: Sequence[str] | None = None,
     every: tuple[int, int] = (1, 0),
     model: str | None = None,
+    wrong: bool = False,
 ) -> tuple[str, list[str], dict[str, Setting]]:
     """The model, the image references and what is to be done with each.
 
@@ -45,12 +53,16 @@ def suite(
         criterion: "label" or "confidence"; None: both, for digits the confidence only.
         limit: the first so many images only.
         methods: of :data:`METHODS`, or ours with settings changed, "ours+tv=20+steps=300", or from
-            another preset, "ours+preset=house_finch"; None: for digits ours with and without
-            noise, else ours and all peers but ``SLOW`` and ``TRANSFORMERS``.
+            another preset, "ours+preset=house_finch", with two taps, "ours+taps=A+taps=B"; or a
+            variant or a group of them (:mod:`minexp.variants`), with settings changed too. None:
+            for digits ours with and without noise, else ours and all peers but ``SLOW`` and
+            ``TRANSFORMERS``.
         every: (N, K), before ``limit``: every N-th image from the K-th on, counted from 0, to
             hold out those a setting was chosen on.
         model: its name; None: mnist_cnn for digits, resnet18_cifar10 for CIFAR-10, else
             efficientnet_lite0.
+        wrong: only pictures whose known class is not the model's decision; of digits and CIFAR-10
+            the first ten such test pictures of each class, as far as there are as many.
 
     Returns:
         (model name, references, folder -> our configuration or a peer's criteria).
@@ -64,21 +76,21 @@ def suite(
         raise InputError(f"every={step}:{start}: expected N >= 1 and 0 <= K < N")
     digits = name == "mnist"
     criteria = (criterion,) if criterion else ("confidence",) if digits else CRITERIA
-    by_name = (*SLOW, *TRANSFORMERS, "ours_no_noise")
+    by_name = (*SLOW, *TRANSFORMERS, "ours_no_noise", RIGHT)
     default = OURS if digits else [k for k in METHODS if k not in by_name]
     model = model or MODELS.get(name, "efficientnet_lite0")
     settings = _settings(default if methods is None else methods, criteria, model)
-    references = _references(name)[start::step][:limit]
+    found = _misread(name, jobs.model(model)) if wrong else _references(name)
+    references = list(islice(islice(found, start, None, step), limit))
     if not references:
-        raise InputError(f"every={step}:{start}: no image of {name} is left")
+        raise InputError(f"every={step}:{start}, wrong={wrong}: no image of {name} is left")
     return model, references, settings
 
 
 def _references(name: str) -> list[str]:
-    if name == "mnist":
-        return _digits()
-    if name == "cifar10":
-        return _first_of_each(cifar.pictures("test")[1])
+    if name in MODELS:
+        classes = _of_each_class(name)
+        return [reference for one in classes for reference in one[:A_CLASS]]
     if name == "bundled":
         return [f"bundled:{photograph}" for photograph in samples.BUNDLED]
     found = [str(path) for path in images.list_images(name)]
@@ -86,37 +98,49 @@ def _references(name: str) -> list[str]:
     return found
 
 
-def _digits() -> list[str]:
-    """The first ten test digits of each class, as references, in the order of the classes."""
-    _, labels = mnist.digits()
-    _, test = mnist.split()
-    chosen = [index for digit in range(10) for index in test[labels[test] == digit][:A_CLASS]]
-    return [f"mnist:{index}" for index in chosen]
+def _of_each_class(name: str) -> list[list[str]]:
+    """All test pictures of each class, of the digits or of CIFAR-10, as references."""
+    if name == "mnist":
+        _, labels = mnist.digits()
+        _, test = mnist.split()
+    else:
+        labels = cifar.pictures("test")[1]
+        test = np.arange(len(labels))
+    return [[f"{name}:{index}" for index in test[labels[test] == label]] for label in range(10)]
 
 
-def _first_of_each(labels: np.ndarray) -> list[str]:
-    """The first ten test pictures of each class of CIFAR-10, in the order of the classes."""
-    chosen = [index for label in range(10) for index in np.flatnonzero(labels == label)[:A_CLASS]]
-    return [f"cifar10:{index}" for index in chosen]
+def _misread(name: str, model: Classifier) -> Iterator[str]:
+    """The pictures of a suite that the model names wrongly, one by one; see :func:`suite`."""
+    pools = _of_each_class(name) if name in MODELS else [_references(name)]
+    most = A_CLASS if name in MODELS else None
+    if name == "bundled" or all(truth(one) is None for pool in pools for one in pool[:most]):
+        raise InputError(f"wrong: the true classes of {name} are not known")
+    wrong = (filter(partial(_is_misread, model), pool) for pool in pools)
+    return (reference for pool in wrong for reference in islice(pool, most))
+
+
+@torch.no_grad()
+def _is_misread(model: Classifier, reference: str) -> bool:
+    known = truth(reference)
+    image, _ = open_reference(reference, model)
+    return known is not None and known != int(model(image.to(model.device)).argmax())
 
 
 def _settings(names: Sequence[str], criteria: tuple[str, ...], model: str) -> dict[str, Setting]:
     """Folder -> setting, the cheap methods first. Raises InputError on what cannot be run."""
+    classifier = jobs.model(model)
+    names = variants.expand(names, classifier.taps)
     for name in names:
-        if name.partition("+")[0] not in METHODS or ("+" in name and not name.startswith("ours+")):
-            known = ", ".join(METHODS)
-            raise InputError(f"unknown method {name!r}; there are: {known}; ours+NAME=VALUE")
+        _check_name(name)
     if "rex" in names and importlib.util.find_spec("rex_xai") is None:
         raise InputError("rex: the package rex-xai is missing; get it with: pip install rex-xai")
-    classifier = jobs.model(model)
     base = preset(default_preset(classifier.size, len(classifier.mean)))
     settings: dict[str, Setting] = {}
-    for name in sorted(names, key=lambda name: METHODS.index(name.partition("+")[0])):
-        if name in METHODS and name not in OURS:
+    for name in sorted(names, key=_place):
+        if name in METHODS and name not in (*OURS, RIGHT):
             settings[name] = criteria
             continue
-        quiet = {"noise_draws": 0, "robustness": 0.0} if name == "ours_no_noise" else {}
-        changes = quiet | parse_settings(name.split("+")[1:], f"method {name!r}:")
+        changes = _changes(name, classifier.taps)
         if "criterion" in changes:
             raise InputError(f"method {name!r}: the criterion is that of the suite")
         start = preset(str(changes.pop("preset"))) if "preset" in changes else base
@@ -124,6 +148,44 @@ def _settings(names: Sequence[str], criteria: tuple[str, ...], model: str) -> di
             folder = name if criterion == "confidence" else f"{name}_{criterion}"
             settings[folder] = configure(start, {"criterion": criterion, **changes})
     return settings
+
+
+def _check_name(name: str) -> None:
+    head, changed, _ = name.partition("+")
+    if head in variants.VARIANTS or head in ("ours", RIGHT) or (head in METHODS and not changed):
+        return
+    known = ", ".join((*METHODS, *variants.GROUPS, "taps"))
+    raise InputError(
+        f"unknown method {name!r}; there are: {known}; the variants of minexp/variants.py; "
+        "ours+NAME=VALUE. A comma ends a method: two taps are ours+taps=A+taps=B"
+    )
+
+
+def _place(name: str) -> int:
+    """Among :data:`METHODS`; a variant's is ours."""
+    head = name.partition("+")[0]
+    return METHODS.index(head if head in METHODS else "ours")
+
+
+def _changes(name: str, taps: Sequence[str]) -> dict[str, object]:
+    """What a method of ours, or a variant, changes of the preset."""
+    head, *given = name.split("+")
+    quiet = {"noise_draws": 0, "robustness": 0.0} if head == "ours_no_noise" else {}
+    own = variants.changes(head, taps) if head in variants.VARIANTS else {}
+    return quiet | own | parse_settings(given, f"method {name!r}:")
+
+
+def asked(method: str, reference: str) -> int | None:
+    """The class that a method of ours explains in an image; None: the network's own decision.
+
+    ``method`` is its folder's name. Raises InputError where it is the true one, and unknown.
+    """
+    if not method.startswith(RIGHT):
+        return None
+    known = truth(reference)
+    if known is None:
+        raise InputError(f"{RIGHT}: the true class of {reference} is not known")
+    return known
 
 
 def truth(reference: str) -> int | None:

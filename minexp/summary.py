@@ -5,6 +5,7 @@ missing is unknown and leaves its row out of that column's numbers only.
 """
 
 import csv
+import hashlib
 import io
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -12,6 +13,7 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
+from scipy import stats
 
 from minexp.errors import InputError
 
@@ -22,7 +24,7 @@ COLUMNS = (
     *("forward_passes", "backward_passes", "removable", "confidence_change"),
 )
 PAIRED = ("area", "seconds")
-NAMES = ("image", "model", "method", "criterion")  # text, whatever it looks like
+NAMES = ("image", "model", "method", "criterion", "layer")  # text, whatever it looks like
 
 
 def build(rows: Sequence[Mapping], expected: Mapping[tuple[str, str], int]) -> dict:
@@ -150,6 +152,54 @@ def _draws(count: int) -> np.ndarray:
     return np.random.default_rng(0).integers(0, count, (RESAMPLES, count))
 
 
+def difference(first: Sequence[float], second: Sequence[float]) -> dict:
+    """Do two groups, say wrong and right decisions, differ in a quantity?
+
+    ``first`` and ``second``: how many values; their ``medians``, with 95 % bootstrap intervals;
+    ``u``, the pairs in which the first's is the larger, ties half, and ``p``, two-sided (Mann and
+    Whitney 1947; exact if a group has at most 8 values and there are no ties, else normal);
+    ``delta``, the share of pairs in which the first's is larger less that in which it is smaller
+    (Cliff 1993), from -1 to 1, with a 95 % bootstrap interval over both groups. None where a group
+    is empty.
+    """
+    counts = {"first": len(first), "second": len(second)}
+    medians = [interval(values, np.median) for values in (first, second)]
+    if not len(first) or not len(second):
+        return {**counts, "medians": medians, "u": None, "p": None, "delta": None}
+    test = stats.mannwhitneyu(first, second, alternative="two-sided")
+    signs = np.sign(np.subtract.outer(np.asarray(first, float), np.asarray(second, float)))
+    generator = np.random.default_rng(0)
+    drawn = [
+        signs[np.ix_(*(generator.integers(0, size, size) for size in signs.shape))].mean()
+        for _ in range(RESAMPLES)
+    ]
+    low, high = np.percentile(drawn, [2.5, 97.5])
+    delta = {"value": float(signs.mean()), "low": float(low), "high": float(high)}
+    numbers = {"u": float(test.statistic), "p": float(test.pvalue), "delta": delta}
+    return {**counts, "medians": medians, **numbers}
+
+
+def by_decision(
+    rows: Sequence[Mapping], criterion: str, confidence: tuple[float, float] = (0.0, 1.0)
+) -> dict[str, list[float]]:
+    """Areas of our feasible masks, each image once: of "wrong" and of "right" decisions.
+
+    Of images whose ``confidence`` in the decision lies in these bounds.
+    """
+    low, high = confidence
+    own = {
+        row["image"]: row
+        for row in rows
+        if (row["method"], row["criterion"]) == (REFERENCE, criterion)
+        and row["feasible"]
+        and low <= row["confidence_before"] <= high
+    }
+    return {
+        name: [row["area"] for row in own.values() if row["correct"] is right]
+        for name, right in (("wrong", False), ("right", True))
+    }
+
+
 def agreed(rows: Sequence[Mapping], name: str) -> object:
     """What all rows that know a column have in it; None if they differ or none knows it."""
     found = {row[name] for row in rows} - {""}
@@ -218,6 +268,11 @@ def read(folder: Path) -> tuple[list[dict], dict]:
             for row in csv.DictReader(file)
         ]
     return rows, json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+
+
+def digest(folder: Path) -> str:
+    """sha256 of a finished benchmark's table, for a figure's sidecar."""
+    return hashlib.sha256((folder / "results.csv").read_bytes()).hexdigest()
 
 
 def _typed(cell: str) -> bool | float | str:

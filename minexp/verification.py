@@ -23,7 +23,7 @@ def verify(path: Path) -> list[str]:
 
     What describes the search and not the mask cannot be recomputed: ``seconds``,
     ``forward_passes`` and ``versions``; ``steps``, ``seed`` and ``backward_passes`` must agree
-    with ``config``.
+    with ``config``, ``label_index`` with the label asked for or, if none was, with the decision.
 
     Returns:
         What differs by more than 1e-4, in words; empty if the result holds.
@@ -52,6 +52,7 @@ def verify(path: Path) -> list[str]:
     feasible = judge.feasible(mask)
     recomputed = {
         "label": model.class_names[label],
+        "decision_index": int(model(image).argmax()),
         "confidence": check.confidence,
         "explanation_confidence": check.explanation_confidence,
         "label_kept": check.label_kept,
@@ -100,7 +101,9 @@ def _same_cells(reported: object, recomputed: list[list]) -> bool:
 
 
 def _bookkeeping(result: dict, config: ExplainConfig) -> list[str]:
+    asked = result["label_asked"]
     expected = {
+        "label_index": result["decision_index"] if asked is None else asked,
         "steps": config.steps,
         "seed": config.seed,
         "backward_passes": 2 * config.steps,
@@ -113,7 +116,7 @@ def _bookkeeping(result: dict, config: ExplainConfig) -> list[str]:
 
 
 def _numbers(result: dict) -> dict:
-    return {name: result[name] for name in ("label", *NUMBERS)} | {
+    return {name: result[name] for name in ("label", "decision_index", *NUMBERS)} | {
         "gaussian kept": result["robustness"]["gaussian"]["kept"]
     }
 

@@ -369,3 +369,16 @@ def test_bad_options_exit_2_in_one_line(tmp_path, capsys, monkeypatch, options, 
     out, err = capsys.readouterr()
     assert out == "" and word in err and not (tmp_path / "out").exists()
     assert len(err.splitlines()) == 1
+
+
+def test_the_true_class_of_a_misread_digit(tmp_path):
+    """Its rows explain that class, and still say that the network named another."""
+    chosen = ["ours+steps=2", "ours_right+steps=2"]
+    model, (reference,), methods = suites.suite("mnist", "label", 1, methods=chosen, wrong=True)
+    bench.run(model, [reference], methods, tmp_path)
+    own, right = summary.read(tmp_path)[0]
+    assert (own["method"], right["method"]) == tuple(chosen)
+    assert right["label_index"] == suites.truth(reference) != own["label_index"]
+    assert own["correct"] is False and right["correct"] is False
+    again = bench.run(model, [reference], methods, tmp_path, table_only=True)
+    assert again["methods"]["ours_right+steps=2@label"]["misclassified"]["images"] == 1

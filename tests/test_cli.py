@@ -17,7 +17,9 @@ from minexp import jobs, models
 from minexp.cli import main
 from minexp.config import PRESETS
 
-COMMANDS = ("models", "fetch", "explain", "verify", "train", "bench", "circuit", "paper")
+COMMANDS = (
+    *("models", "fetch", "explain", "verify", "train", "bench", "sanity", "circuit", "paper"),
+)
 QUICK = ["--model", "mnist_cnn", "--set", "grid=28", "--steps", "20"]
 
 
@@ -61,7 +63,19 @@ def test_help(command, capsys):
 
 def test_every_contracted_option_is_in_the_help(capsys):
     out = run("explain", "--help", capsys=capsys)[1]
-    for option in ("model", "preset", "set", "steps", "seed", "out", "jobs", "backend", "force"):
+    options = (
+        "model",
+        "preset",
+        "set",
+        "steps",
+        "seed",
+        "label",
+        "out",
+        "jobs",
+        "backend",
+        "force",
+    )
+    for option in options:
         assert f"--{option} " in out or f"--{option}\n" in out
     assert "--debug" in out
 
@@ -179,6 +193,17 @@ def test_explain_writes_five_files_then_keeps_them(here, capsys):
     assert code == 0 and again == out.replace("\n", " (kept result)\n") and tree(here) == before
     code, forced, _ = run("explain", "mnist:4", *QUICK, "--out", "out", "--force", capsys=capsys)
     assert code == 0 and forced == out and tree(here) != before
+
+
+def test_a_label_asked_for_reaches_the_result(here, capsys):
+    given = ["mnist:4", *QUICK, "--steps", "2", "--set", "minimal=false", "--out", "out"]
+    code, out, _ = run("explain", *given, "--label", "8", capsys=capsys)
+    result = json.loads((here / "out" / "mnist-4.json").read_text())
+    assert code == 0 and out.startswith("mnist:4: 8 ")
+    assert (result["label_asked"], result["label_index"]) == (8, 8) != result["decision_index"]
+    assert ("NOT feasible" in out) is not result["feasible"]
+    code, _, err = run("explain", *given, "--label", "eight", capsys=capsys)
+    assert code == 2 and "label 'eight'" in err
 
 
 def test_settings_reach_the_result(here, capsys):

@@ -153,7 +153,7 @@ BAD_FIELDS = [
     ("patch", 0),
     *[("taps", taps) for taps in ((), [], 3, True, ("a", 1), [None], {"a": 1}, {"a"}, b"a")],
     *[("learning_rate", value) for value in (0, -1e-3, math.nan, math.inf, True, "0.1", None)],
-    *[(name, value) for name in ("adapt", "minimal") for value in (0, 1, "true", None)],
+    *[(name, value) for name in ("adapt", "hard", "minimal") for value in (0, 1, "true", None)],
     *[("noise_lead", value) for value in (-0.1, math.nan, math.inf, True, "1", None)],
     *[("confidence_slack", value) for value in (-0.1, 1.1, math.nan, math.inf, True, "1", None)],
     *[("criterion", value) for value in ("", "Label", "logit", 1, None, math.nan)],
@@ -280,6 +280,26 @@ def test_taps_are_a_tuple_whatever_held_them():
 def test_taps_as_they_are_typed(text, taps):
     changes = parse_settings([f"taps={text}"], "--set")
     assert configure(ExplainConfig(taps=("before",)), changes).taps == taps
+
+
+@pytest.mark.parametrize(
+    ("texts", "taps"),
+    [
+        (["taps=blocks.1", "taps=blocks.3"], ("blocks.1", "blocks.3")),
+        (["taps=1", "steps=3", "taps=3", "taps=5"], ("1", "3", "5")),
+        (["taps=a,b", "taps=c"], ("a", "b", "c")),
+        (['taps=["a", "b"]', "taps=c"], ("a", "b", "c")),
+        (["taps=null", "taps=1"], ("1",)),
+    ],
+    ids=str,
+)
+def test_taps_typed_one_by_one_as_bench_takes_them(texts, taps):
+    changes = parse_settings(texts, "--set")
+    assert configure(ExplainConfig(taps=("before",)), changes).taps == taps
+
+
+def test_of_any_other_name_given_twice_the_later_holds():
+    assert parse_settings(["tv=1", "tv=2"], "--set") == {"tv": 2}
 
 
 def test_a_number_typed_for_anything_else_stays_one():

@@ -14,7 +14,7 @@ from minexp import models, references, results, verification
 from minexp.classifier import folded, wrap
 from minexp.config import ExplainConfig, LossWeights, configure, preset
 from minexp.errors import InputError
-from minexp.explain import Explanation, check_settings, explain
+from minexp.explain import Explanation, check_settings, explain, label_index
 from minexp.masking import apply_mask
 from minexp.search import REST, STREAK, Seen, _seeded_network, _weights_now
 from minexp.sufficiency import TOLERANCE, Judge, check_mask, is_feasible
@@ -611,6 +611,75 @@ def test_results_record_taps_and_patch(mnist_cnn, tmp_path):
     for change in ({"taps": ["3"]}, {"patch": 7}, {"patch": None}):
         other = replace(config, **change)
         assert results.finished("mnist:4", mnist_cnn, other, tmp_path) is None
+
+
+# --- a label asked for
+
+
+def test_a_label_asked_for_is_explained(mnist_cnn, digit):
+    """A mask can make the network say what the image does not; the criterion is the same."""
+    other = (int(mnist_cnn(digit).argmax()) + 8) % 10
+    config = replace(QUICK, steps=60, noise_draws=2)
+    explanation = explain(mnist_cnn, digit, config, label=other)
+    check_honest(mnist_cnn, digit, explanation)
+    assert explanation.label == other and explanation.feasible and 0 < explanation.area < 1
+    assert int(mnist_cnn(explanation.masked).argmax()) == other
+    assert explanation.confidence < 0.5 < 1 - explanation.confidence
+    assert explanation.explanation_confidence >= explanation.confidence
+
+
+def test_where_no_mask_reaches_the_label_it_says_not_feasible(digit):
+    """Class 0 beats class 1 whatever is masked: its logit is class 1's and one more."""
+
+    class Behind(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.relu = nn.Conv2d(1, 2, 3), nn.ReLU()
+            self.conv.weight.data.fill_(0.1)
+
+        def forward(self, x):
+            score = self.relu(self.conv(x)).mean((2, 3)).sum(1, keepdim=True)
+            return torch.cat([score + 1, score, -2 * score], 1)
+
+    model = wrap(Behind(), mean=(0,), std=(1,), size=(28, 28), class_names=tuple("abc"))
+    config = replace(LABEL_ONLY, steps=5)
+    explanation = explain(model, digit, config, label=1)
+    assert not explanation.feasible and not explanation.label_kept
+    assert explanation.certificate is None and explanation.label == 1
+    check_honest(model, digit, explanation)
+
+
+def test_a_label_by_name_and_by_index(lite0, mnist_cnn):
+    assert label_index(lite0, "espresso") == 967 and label_index(lite0, "967") == 967
+    assert label_index(mnist_cnn, "7") == 7
+    named_by_numbers = replace(mnist_cnn, class_names=("1", "0", "b", "b"))
+    assert label_index(named_by_numbers, "0") == 1, "the name first"
+    assert label_index(named_by_numbers, "3") == 3
+    for text, complaint in (
+        ("b", r"classes \[2, 3\] bear that name"),
+        *((text, "0 to 3") for text in ("4", "", "-1", "9" * 5000)),
+    ):
+        with pytest.raises(InputError, match=complaint):
+            label_index(named_by_numbers, text)
+    with pytest.raises(InputError, match=r"the nearest: .*espresso"):
+        label_index(lite0, "espreso")
+
+
+# --- hard and soft
+
+
+def test_a_soft_mask_is_what_the_network_meets_and_a_hard_one_what_is_reported(mnist_cnn, digit):
+    config = replace(QUICK, steps=12, minimal=False)
+    soft = explain(mnist_cnn, digit, replace(config, hard=False))
+    hard = explain(mnist_cnn, digit, config)
+    check_honest(mnist_cnn, digit, soft)
+    assert soft.history[0]["area"] == hard.history[0]["area"] == 1.0, "thresholded, all on"
+    assert soft.history[0]["loss_area"] == hard.history[0]["loss_area"] < 1
+    # sigmoid(1) everywhere on the first step: the network sees the digit, dimmed
+    dimmed = mnist_cnn(torch.sigmoid(torch.tensor(1.0)) * digit)
+    confidence = dimmed.softmax(1)[0, soft.label].item()
+    assert soft.history[0]["confidence"] == pytest.approx(confidence, abs=1e-5)
+    assert hard.history[0]["confidence"] == pytest.approx(hard.confidence, abs=1e-5)
 
 
 # --- the preset for a model's input

@@ -26,7 +26,7 @@ def check_whole(out: Path) -> list[Path]:
             image.load()
     finished = sorted(out.glob("[!.]*.json"))
     for path in finished:
-        assert json.loads(path.read_text())["schema"] == "minexp/1"
+        assert json.loads(path.read_text())["schema"] == results.SCHEMA
         assert results.read_mask(path).shape == (1, 1, 28, 28)
         assert path.with_name(f"{path.stem}.explanation.png").exists()
     return finished

@@ -7,7 +7,10 @@ import subprocess
 import sys
 
 import pytest
+import tables
 
+from minexp import sanity_run, variants
+from minexp.config import configure, preset
 from minexp.paths import ROOT
 
 
@@ -80,3 +83,91 @@ def test_benchmark_draws_its_tables_and_looks_at_one_image(copy):
     executed = json.loads((copy / "figures" / "executed" / "08_benchmark.ipynb").read_text())
     answer = "".join(executed["cells"][-1]["outputs"][0]["data"]["text/markdown"])
     assert "feasible by its own test" in answer and "goals measured" in answer
+
+
+# --- the comparisons, from tables made up here: the measured ones may change, or not be there
+
+
+def rows(methods, *, images="abcdef", criteria=("confidence", "label"), **cells) -> list[dict]:
+    """A table's rows; the k-th image's area grows with k, every third decision is wrong."""
+    return [
+        tables.row(image, method, criterion, area=0.05 * (k + 1), components=k + 1, noise_kept=1.0,
+                   correct=k % 3 > 0, confidence_before=0.5 + 0.07 * k, **cells)
+        for method in methods for criterion in criteria for k, image in enumerate(images)
+    ]  # fmt: skip
+
+
+def check(copy, number: str, figures: list[str], *options: str) -> str:
+    """Run a notebook; every figure has its sidecar. Returns the last cell's Markdown."""
+    done = run(copy, "--only", number, *(part for option in options for part in option))
+    assert done.returncode == 0, done.stderr
+    (executed,) = (copy / "figures" / "executed").glob(f"{number}_*.ipynb")
+    for name in figures:
+        sidecar = json.loads((copy / "figures" / f"{name}.json").read_text())
+        assert sidecar["notebook"] == executed.stem and sidecar["inputs"], name
+        assert (copy / "figures" / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
+    last = json.loads(executed.read_text())["cells"][-1]
+    return "".join(last["outputs"][0]["data"]["text/markdown"])
+
+
+def option(name: str, value: object) -> tuple[str, str, str]:
+    return "-p", name, value if isinstance(value, str) else json.dumps(value)
+
+
+def test_ablations_say_what_each_term_buys(copy):
+    bench = copy / "figures" / "bench"
+    names = [*variants.GROUPS["leave_one_out"], "only_tap_1", "soft"]
+    tables.write(bench / "tiny_terms", rows([f"{name}+steps=3" for name in names]))
+    names = variants.expand(["figure3", "grid"], ())
+    tables.write(bench / "tiny_grid", rows([f"{name}+steps=3" for name in names]))
+    settings = {"table": "tiny_terms", "grid": "tiny_grid", "changed": "+steps=3", "steps": 3}
+    settings |= {"model": "mnist_cnn", "image": "mnist:17"}
+    figures = ["02_figure3", "02_grid", "02_leave_one_out", "02_taps_threshold"]
+    answer = check(copy, "02", figures, *(option(*one) for one in settings.items()))
+    assert "both heavy: smaller than both normal" in answer and "not testable here" in answer
+    assert "| 17.5% [7.5%, 27.5%] | **not confirmed** |" in answer, "of activations alone"
+
+
+def test_gradcam_is_compared_and_checked(copy, mnist_cnn):
+    bench = copy / "figures" / "bench"
+    found = rows(["ours", "gradcam"])
+    for row in found:
+        row["area"] *= 2 if row["method"] == "gradcam" and row["image"] != "a" else 1
+    found[-6]["area"] = 0.01  # of Grad-CAM, the first image by label: there it is better
+    tables.write(bench / "tiny_maps", found)
+    few = configure(preset("digits"), {"steps": 2, "minimal": False, "noise_draws": 1})
+    given = "mnist_cnn", ["mnist:4", "mnist:700"], ["gradcam", "ours"], bench / "tiny_sanity"
+    sanity_run.run(*given, config=few, stages=2)
+    settings = {"table": "tiny_maps", "checks": ["tiny_sanity"], "model": "mnist_cnn"}
+    settings |= {"images": ["coffee"], "preset": "mnist", "steps": 3, "stages": 2}
+    figures = ["03_side_by_side", "03_cascade_maps", "03_tiny_sanity"]
+    answer = check(copy, "03", figures, *(option(*one) for one in settings.items()))
+    assert "On **5 of 6 photographs** our mask needs fewer pixels" in answer
+    assert "Grad-CAM leaks into the background | 6.1 | no outlines" in answer
+
+
+def test_attention_is_compared(copy):
+    bench = copy / "figures" / "bench"
+    methods = ["ours", "attention", "rollout", "integrated_gradients", "random", "centre"]
+    found = rows(methods)
+    for row in found:
+        row["area"] *= 1 if row["method"] == "ours" else 3
+    tables.write(bench / "tiny_attention", found)
+    settings = {"table": "tiny_attention", "others": [], "digits": 1, "steps": 3}
+    figures = ["04_side_by_side", "04_areas"]
+    answer = check(copy, "04", figures, *(option(*one) for one in settings.items()))
+    line = "| attention is diffuse | 6.2 | 3.0 [3.0, 3.0] times as many pixels as ours |"
+    assert f"{line} **confirmed** |" in answer
+
+
+def test_misclassifications_are_tested(copy):
+    bench = copy / "figures" / "bench"
+    tables.write(bench / "tiny_mixed", rows(["ours"]))
+    tables.write(bench / "tiny_wrong", rows(["ours", "ours_right"], images="ghi"))
+    settings = {"table": "tiny_mixed", "wrong": "tiny_wrong", "photographs": [], "digits": 1}
+    settings |= {"model": "mnist_cnn", "image": "mnist:17", "asked": "3", "absent": "8", "steps": 3}
+    figures = ["06_three_classes", "06_digits", "06_right_and_wrong"]
+    answer = check(copy, "06", figures, *(option(*one) for one in settings.items()))
+    assert "misclassified images need larger sufficient sets" in answer
+    assert "**3 of 3** have pixels that alone make the network name them rightly" in answer
+    assert "sets of 3 wrong decisions are compared with those of 6 right ones" in answer

@@ -64,10 +64,11 @@ def test_the_files_and_the_schema(made):
         "four.png", "four.json", "four.mask.png", "four.explanation.png", "four.history.jsonl",
     }  # fmt: skip
     result = json.loads((made / "four.json").read_text())
-    assert result["schema"] == "minexp/1" and result["model"] == "mnist_cnn"
+    assert result["schema"] == "minexp/2" and result["model"] == "mnist_cnn"
     assert result["image"] == {
         "path": str(made / "four.png"), "sha256": images.sha256(made / "four.png"),
     }  # fmt: skip
+    assert (result["decision_index"], result["label_asked"]) == (result["label_index"], None)
     contract = """schema image model weights_sha256 label_index label confidence
         explanation_confidence label_kept area robustness minimality steps forward_passes
         backward_passes seconds seed config versions"""
@@ -122,6 +123,47 @@ def test_another_label_index_is_noticed(folder):
     edit(folder / "four.json", label_index=7)
     named = {line.split(":")[0] for line in verification.verify(folder / "four.json")}
     assert {"label", "confidence", "label_kept"} <= named
+
+
+def test_a_result_of_an_older_schema_counts_as_another(folder, mnist_cnn):
+    result = json.loads((folder / "four.json").read_text())
+    for name in ("decision_index", "label_asked"):
+        del result[name]
+    (folder / "four.json").write_text(json.dumps(result | {"schema": "minexp/1"}))
+    with pytest.raises(InputError, match="schema minexp/2"):
+        verification.verify(folder / "four.json")
+    assert short(folder, mnist_cnn)[1]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "named"),
+    [
+        ("decision_index", 7, {"decision_index", "label_index"}),
+        ("label_asked", 7, {"label_index"}),
+        ("label_asked", "own", set()),
+    ],
+)
+def test_what_was_asked_and_decided_is_verified(folder, name, value, named):
+    """Asking for the network's own decision by name changes nothing."""
+    path = folder / "four.json"
+    value = json.loads(path.read_text())["label_index"] if value == "own" else value
+    edit(path, **{name: value})
+    assert {line.split(":")[0] for line in verification.verify(path)} == named
+
+
+def test_a_label_asked_for_is_an_input_like_any_other(tmp_path, mnist_cnn):
+    write_digit(tmp_path / "four.png", 4)
+    own = short(tmp_path, mnist_cnn)[0]
+    other = (own["label_index"] + 1) % 10
+    result, made = short(tmp_path, mnist_cnn, label=other)
+    assert made and (result["label_asked"], result["label_index"]) == (other, other)
+    assert result["decision_index"] == own["label_index"] and result["label"] == str(other)
+    assert short(tmp_path, mnist_cnn, label=other) == (result, False)
+    path, image = tmp_path / "four.json", str(tmp_path / "four.png")
+    assert verification.verify(path) == []
+    found = [results.finished(image, mnist_cnn, SHORT, tmp_path, label=k) for k in (None, other)]
+    assert found == [None, result]
+    assert short(tmp_path, mnist_cnn)[1], "the network's own decision is another question"
 
 
 def test_a_label_index_out_of_range_is_refused(folder):
@@ -184,8 +226,8 @@ def test_a_missing_mask_is_refused(folder):
 
 @pytest.mark.parametrize(
     "text",
-    ["", "[]", "{}", "null", '{"schema": "minexp/0"}', '{"schema": "minexp/1"}',
-     '{"schema": "minexp/1", "image": 3, "config": {}, "versions": {}}'],
+    ["", "[]", "{}", "null", '{"schema": "minexp/0"}', '{"schema": "minexp/2"}',
+     '{"schema": "minexp/2", "image": 3, "config": {}, "versions": {}}'],
 )  # fmt: skip
 def test_what_is_no_result_is_refused(folder, mnist_cnn, text):
     """By verify in one line; by the next explain by making it anew."""

@@ -148,3 +148,46 @@ def test_a_setting_that_does_not_suit_the_model_is_refused_at_once(tmp_path, cap
     assert main([*command, "--out", str(tmp_path / "out")]) == 2
     out, err = capsys.readouterr()
     assert out == "" and "patch=5" in err.splitlines()[-1] and not (tmp_path / "out").exists()
+
+
+# --- what the network names wrongly, and the class it should have named
+
+
+def own_decision(reference: str) -> int:
+    model = jobs.model("mnist_cnn")
+    return int(model(references.open_reference(reference, model)[0]).argmax())
+
+
+def test_only_what_is_named_wrongly(monkeypatch):
+    """Of some test digits of two classes those that the network misreads, in order."""
+    everything = suites._of_each_class("mnist")
+    assert [len(pool) for pool in everything] == [100] * 10
+    pools = [everything[k][:30] for k in (8, 9)]
+    monkeypatch.setattr(suites, "_of_each_class", lambda name: pools)
+    expected = [one for pool in pools for one in pool if own_decision(one) != suites.truth(one)]
+    _, chosen, _ = suites.suite("mnist", None, None, wrong=True, **CHEAP)
+    assert chosen == expected and 0 < len(chosen) < 20
+    assert suites.suite("mnist", None, 1, wrong=True, **CHEAP)[1] == expected[:1]
+
+
+def test_at_most_ten_of_a_class_are_named_wrongly(noise):
+    _, chosen, _ = suites.suite("cifar10", None, None, wrong=True, **CHEAP)
+    truth = [suites.truth(reference) for reference in chosen]
+    assert truth == sorted(truth) and max(map(truth.count, range(10))) == suites.A_CLASS
+
+
+def test_what_is_wrong_is_not_known_of_photographs_without_a_class(tmp_path, coffee_path):
+    (tmp_path / "cup.png").write_bytes(coffee_path.read_bytes())
+    for name in ("bundled", str(tmp_path)):
+        with pytest.raises(InputError, match=r"the true classes of .* are not known"):
+            suites.suite(name, None, None, wrong=True, **CHEAP)
+
+
+def test_the_true_class_is_asked_for():
+    reference = suites.suite("mnist", None, 1, **CHEAP)[1][0]
+    for method in ("ours_right", "ours_right_label", "ours_right+steps=3"):
+        assert suites.asked(method, reference) == suites.truth(reference)
+    for method in ("ours", "ours_label", "gradcam", "base"):
+        assert suites.asked(method, reference) is None
+    with pytest.raises(InputError, match="the true class of bundled:coffee is not known"):
+        suites.asked("ours_right", "bundled:coffee")

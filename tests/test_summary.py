@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +37,76 @@ def test_intervals_by_a_slow_bootstrap(statistic):
 def test_intervals_of_one_value_and_of_none():
     assert summary.interval([3], np.median) == {"value": 3.0, "low": 3.0, "high": 3.0}
     assert summary.interval([], np.mean) is None
+
+
+def slow_difference(first, second) -> tuple[float, float]:
+    """U and Cliff's delta, pair by pair."""
+    larger = sum(a > b for a in first for b in second)
+    smaller = sum(a < b for a in first for b in second)
+    pairs = len(first) * len(second)
+    return larger + (pairs - larger - smaller) / 2, (larger - smaller) / pairs
+
+
+def exact_p(first, second) -> float:
+    """Two-sided, over every way to deal the values out: as far from the middle as this one."""
+    both, size = [*first, *second], len(first)
+    middle = size * len(second) / 2
+    seen = abs(slow_difference(first, second)[0] - middle)
+    deals = []
+    for chosen in combinations(range(len(both)), size):
+        rest = [both[k] for k in range(len(both)) if k not in chosen]
+        deals.append(abs(slow_difference([both[k] for k in chosen], rest)[0] - middle) >= seen)
+    return sum(deals) / len(deals)
+
+
+def test_a_difference_by_hand():
+    generator = np.random.default_rng(2)
+    first, second = generator.gamma(2.0, size=5).tolist(), generator.gamma(3.0, size=6).tolist()
+    found = summary.difference(first, second)
+    u, delta = slow_difference(first, second)
+    assert (found["first"], found["second"], found["u"]) == (5, 6, u)
+    assert found["delta"]["value"] == pytest.approx(delta)
+    assert found["p"] == pytest.approx(exact_p(first, second))
+    assert found["medians"] == [slow_interval(values, np.median) for values in (first, second)]
+
+
+def test_the_interval_of_a_difference_by_a_slow_bootstrap():
+    first, second = [1.0, 2.0, 2.0, 5.0], [2.0, 3.0, 0.0, 4.0, 7.0]
+    generator, drawn = np.random.default_rng(0), []
+    for _ in range(2000):
+        one = [first[k] for k in generator.integers(0, 4, 4)]
+        other = [second[k] for k in generator.integers(0, 5, 5)]
+        drawn.append(slow_difference(one, other)[1])
+    found = summary.difference(first, second)["delta"]
+    assert found["low"] == pytest.approx(np.percentile(drawn, 2.5))
+    assert found["high"] == pytest.approx(np.percentile(drawn, 97.5))
+    assert found == summary.difference(first, second)["delta"], "the same values, the same interval"
+
+
+def test_groups_apart_and_alike_and_empty():
+    apart = summary.difference([3.0, 4.0, 5.0], [0.0, 1.0, 2.0])
+    assert apart["delta"] == {"value": 1.0, "low": 1.0, "high": 1.0} and apart["u"] == 9
+    alike = summary.difference([1.0] * 12, [1.0] * 9)
+    assert (alike["delta"]["value"], alike["p"]) == (0.0, 1.0)
+    empty = summary.difference([], [1.0])
+    assert (empty["u"], empty["p"], empty["delta"]) == (None, None, None)
+    assert empty["medians"] == [None, {"value": 1.0, "low": 1.0, "high": 1.0}]
+
+
+def test_areas_by_decision_count_an_image_once_and_only_where_feasible():
+    rows = [
+        row("a", area=0.1, correct=True, confidence_before=0.9),
+        row("a", area=0.1, correct=True, confidence_before=0.9),
+        row("a", "ours_right", area=0.7, correct=True),
+        row("b", area=0.2, correct=False, confidence_before=0.5),
+        row("c", area=0.3, correct=False, confidence_before=0.95),
+        row("d", area=0.4, correct=False, feasible=False),
+        row("e", area=0.5),
+        row("f", criterion="label", area=0.6, correct=True),
+    ]
+    assert summary.by_decision(rows, "confidence") == {"wrong": [0.2, 0.3], "right": [0.1]}
+    assert summary.by_decision(rows, "confidence", (0.4, 0.9)) == {"wrong": [0.2], "right": [0.1]}
+    assert summary.by_decision(rows, "label") == {"wrong": [], "right": [0.6]}
 
 
 def test_a_methods_numbers_by_hand():
