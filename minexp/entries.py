@@ -288,5 +288,5 @@ def blocks(module: nn.Module) -> tuple[str, ...]:
     return tuple(f"blocks.{block}" for block in range(len(module.blocks)))
 
 
-def relus(_module: nn.Module) -> tuple[str, ...]:
-    return ("1", "3", "5")
+def relus(module: nn.Module) -> tuple[str, ...]:
+    return tuple(name for name, part in module.named_children() if isinstance(part, nn.ReLU))

@@ -214,6 +214,7 @@ REGISTRY: Mapping[str, Entry] = {
         taps=blocks,
     ),
     "mnist_cnn": trained_entry("mnist_cnn", "CNN", relus),
+    "mnist_cnn_small": trained_entry("mnist_cnn_small", "CNN", relus),
     "mnist_vit": trained_entry("mnist_vit", "ViT", blocks),
     "resnet18_cifar10": trained_entry("resnet18_cifar10", "ResNet", layers),
     "mobilenetv3_cifar10": trained_entry("mobilenetv3_cifar10", "MobileNetV3", inverted_residuals),

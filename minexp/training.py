@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torchvision.transforms import v2
 
 from minexp import cifar, mnist
-from minexp.builders import BUILDERS, weights_file
+from minexp.builders import BUILDERS, Provable, weights_file
 from minexp.errors import InputError
 from minexp.initial import start_as_identity, whiten
 from minexp.muon import Muon
@@ -79,6 +79,7 @@ class Recipe:
 
 RECIPES: Mapping[str, Recipe] = {
     "mnist_cnn": Recipe("mnist", 30, 100, "adamw", 3e-3, 0.01),
+    "mnist_cnn_small": Recipe("mnist", 60, 100, "adamw", 5e-3, 0.01),
     "mnist_vit": Recipe("mnist", 40, 100, "muon", 3e-3, 0.05),
     "resnet18_cifar10": Recipe(
         "cifar10", 18, 512, "sgd", 1.0, 5e-4, 0.2, 3, ((8, 16), (5, 24)), True
@@ -179,6 +180,8 @@ def _fit(
             inputs, labels = _augmented(x[chosen], chosen, plan, epoch), y[chosen]
             logits = module(inputs.to(memory_format=torch.channels_last))
             loss = F.cross_entropy(logits, labels, label_smoothing=plan.label_smoothing)
+            if isinstance(module, Provable):
+                loss = loss + module.penalty(inputs, labels, epoch / plan.epochs)
             module.zero_grad()
             loss.backward()
             for part in (*optimizers, *schedules):

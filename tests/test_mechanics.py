@@ -29,6 +29,7 @@ REGISTERED = {
     "efficientnet_b0": "144x56x56 240x28x28 672x14x14 1152x7x7 1280x7x7",
     "vit_b16": 12 * "197x768 ",
     "mnist_cnn": "16x14x14 32x14x14 64x7x7",
+    "mnist_cnn_small": "16x7x7 100x1x1",
     "mnist_vit": 4 * "50x64 ",
     "resnet18_cifar10": "32x32x32 64x16x16 128x8x8 256x4x4",
     "mobilenetv3_cifar10": "72x16x16 96x8x8 528x4x4 720x2x2 720x2x2",

@@ -146,7 +146,7 @@ def test_records_the_digest_of_its_weights(model):
 
 def test_the_registry_has_what_the_paper_names_and_what_is_trained_here():
     lites = [f"efficientnet_lite{k}" for k in range(3)]
-    trained = ["mnist_cnn", "mnist_vit"]
+    trained = ["mnist_cnn", "mnist_cnn_small", "mnist_vit"]
     trained += [f"{net}_cifar10" for net in ("resnet18", "mobilenetv3", "convnext", "vit")]
     assert list(models.available()) == [*lites, *NAMED, *trained]
 

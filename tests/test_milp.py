@@ -1,0 +1,112 @@
+"""Two complete solvers, cases and HiGHS, against a linear program for every pattern of signs."""
+
+import pytest
+import tiny
+import torch
+
+from minexp import attack, bounds, milp, splitting
+from minexp.errors import InputError
+
+WIDTHS = [0.03, 0.1, 0.2, 0.4]
+
+
+def question(seed, width, widths=(8, 4, 3, 3)):
+    """Margins at a random image and a box about it, and the bounds of the ReLUs over it."""
+    x = tiny.image(seed)
+    layers = tiny.margins(tiny.net(*widths, seed=seed), x=x)
+    lower, upper = x.flatten().double() - width, x.flatten().double() + width
+    return layers, bounds.relax(layers, lower[None], upper[None]), lower, upper
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("seed", range(5))
+def test_both_agree_with_the_exact_least_value(seed, width):
+    layers, relaxation, lower, upper = question(seed, width)
+    least = [tiny.exact_least(layers, row, lower, upper) for row in range(2)]
+    found = bounds.bound_outputs(layers, lower[None], upper[None], steps=10)[0][0]
+    assert all(bound <= exact + 1e-9 for bound, exact in zip(found.tolist(), least, strict=True))
+    for row, exact in enumerate(least):
+        answer = milp.query(layers, relaxation, lower, upper, seconds=60, rows=[row])
+        assert answer.verdict == ("safe" if exact > splitting.PROOF else "unsafe")
+        split = splitting.prove(layers, row, relaxation, lower, upper, cases=4000)
+        if split.witness is None:
+            assert split.proven and exact > splitting.PROOF
+        else:
+            assert not split.proven and min(least) <= 0
+    whole = milp.query(layers, relaxation, lower, upper, seconds=60)
+    assert whole.verdict == ("safe" if min(least) > splitting.PROOF else "unsafe")
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_witness_is_in_the_box_and_is_one(seed):
+    layers, relaxation, lower, upper = question(seed, 0.6, (8, 10, 8, 3))
+    answer = milp.query(layers, relaxation, lower, upper, seconds=60)
+    split = splitting.prove(layers, 0, relaxation, lower, upper, cases=4000)
+    assert answer.verdict == "unsafe"
+    for witness in filter(lambda w: w is not None, (answer.witness, split.witness)):
+        assert (witness >= lower).all() and (witness <= upper).all()
+        assert attack.worst(layers, witness[None]) <= 0
+
+
+def test_no_budget_is_no_answer():
+    layers, relaxation, lower, upper = hard()
+    split = splitting.prove(layers, 0, relaxation, lower, upper, cases=0)
+    assert (split.proven, split.witness, split.count) == (False, None, 0)
+    answer = milp.query(layers, relaxation, lower, upper, seconds=1e-6, rows=[0])
+    assert answer == milp.Answer("unknown")
+
+
+def hard():
+    """A box that takes cases to prove: its least value is 0.17 once the output is moved there."""
+    layers, relaxation, lower, upper = question(1, 0.4, (8, 12, 10, 3))
+    weights, biases = (*layers.weights[:-1], layers.weights[-1][:1]), layers.biases
+    alone = bounds.Layers(weights, (*biases[:-1], biases[-1][:1]))
+    generator = torch.Generator().manual_seed(0)
+    least = attack.attack(alone, lower, upper, restarts=200, generator=generator)[1]
+    moved = (*biases[:-1], biases[-1][:1] + 0.17 - least)
+    return bounds.Layers(weights, moved), relaxation, lower, upper
+
+
+def test_cases_are_a_cover_and_serve_again():
+    layers, relaxation, lower, upper = hard()
+    first = splitting.prove(layers, 0, relaxation, lower, upper, cases=20_000)
+    assert first.proven and first.count > 1 and len(first.leaves.bound) > 1
+    signs = first.leaves.signs
+    points = lower + torch.rand(2000, 8).double() * (upper - lower)
+    z = torch.cat(layers.preactivations(points)[:-1], 1)  # (2000, N)
+    inside = ((z[:, None] * signs[None]) >= 0).all(2)
+    assert inside.any(1).all()
+    again = splitting.prove(layers, 0, relaxation, lower, upper, cases=20_000, leaves=first.leaves)
+    assert again.proven and again.count <= first.count // 2
+
+
+def test_cases_of_a_smaller_box_do_not_prove_a_larger_one():
+    layers, relaxation, lower, upper = hard()
+    first = splitting.prove(layers, 0, relaxation, lower, upper, cases=20_000)
+    wide = lower - 0.5, upper + 0.5
+    larger = bounds.relax(layers, wide[0][None], wide[1][None])
+    split = splitting.prove(layers, 0, larger, *wide, cases=2000, leaves=first.leaves)
+    assert not split.proven
+
+
+def test_a_net_without_relus():
+    x = tiny.image()
+    layers = tiny.margins(tiny.net(8, 3), x=x)
+    lower, upper = x.flatten().double() - 0.01, x.flatten().double() + 0.01
+    relaxation = bounds.relax(layers, lower[None], upper[None])
+    bound = bounds.bound_outputs(layers, lower[None], upper[None])[0].amin()
+    answer = milp.query(layers, relaxation, lower, upper, seconds=10)
+    assert answer.verdict == ("safe" if bound > 0 else "unsafe")
+
+
+def test_a_point_that_no_forward_pass_confirms_is_no_witness():
+    layers, _, lower, upper = question(0, 0.01)
+    assert bounds.bound_outputs(layers, lower[None], upper[None])[0].amin() > 0
+    assert milp._confirmed(layers, lower, lower, upper) == milp.Answer("unknown")
+
+
+@pytest.mark.parametrize(("rows", "seconds"), [([], 1), ([0], 0), ([0], -1)])
+def test_nothing_to_ask(rows, seconds):
+    layers, relaxation, lower, upper = question(0, 0.1)
+    with pytest.raises(InputError, match="expected a row"):
+        milp.query(layers, relaxation, lower, upper, seconds=seconds, rows=rows)
