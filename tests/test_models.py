@@ -94,7 +94,7 @@ def test_taps_are_matched_from_shallow_to_deep(model, photo_input):
     with taps.read(model.module, model.taps) as read:
         model(photo_input)
     assert taps.check(model.module, model.taps[::-1], photo_input) == model.taps
-    assert len(model.taps) >= 3
+    assert len(model.taps) >= 2
     if model.family == "ViT":
         assert len({read[tap].shape for tap in model.taps}) == 1 and read[model.taps[0]].ndim == 3
         assert len(model.taps) == len(model.module.blocks)
