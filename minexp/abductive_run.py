@@ -5,13 +5,12 @@ after the digits it finished. Pixels are numbered row by row; a patch goes by it
 witnesses and by all its pixels elsewhere.
 """
 
-import hashlib
 import json
 import platform
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from functools import cache, partial
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -20,12 +19,12 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from minexp import abductive, abductive_audit, abductive_mask, jobs, mnist, results
+from minexp import abductive, abductive_audit, abductive_mask, jobs, mnist, records, results
 from minexp.abductive import Abduction
 from minexp.bounds import as_layers
 from minexp.classifier import Classifier
 from minexp.errors import InputError, RunError
-from minexp.paths import ROOT, replacing, write_text
+from minexp.paths import replacing, write_text
 from minexp.references import open_reference
 from minexp.verifier import Budget
 
@@ -67,13 +66,6 @@ class Plan:
 
     def budget(self) -> Budget:
         return Budget(self.cases, self.seconds)
-
-
-@cache
-def code_digest() -> str:
-    """sha256 over the sources a verdict depends on: other code, another result."""
-    sources = [(ROOT / "minexp" / f"{name}.py").read_bytes() for name in CODE]
-    return hashlib.sha256(b"\0".join(sources)).hexdigest()
 
 
 def run(
@@ -139,7 +131,7 @@ def explain_digit(
         "weights_sha256": model.weights_sha256,
         "plan": {k: v for k, v in asdict(plan).items() if k != "masks"},
         "mask_pixels": None if mask is None else abductive_mask.pixels(mask),
-        "code_sha256": code_digest(),
+        "code_sha256": records.code_digest(CODE),
     }
     path = out / f"{index}.abductive.json"
     if not force and (found := _finished(path, inputs)) is not None:

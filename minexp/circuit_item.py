@@ -1,19 +1,20 @@
 """One image's circuit evaluated and kept on disk: an interrupted evaluation goes on."""
 
-import hashlib
 import json
 import time
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 
-from minexp import ablation, channels, circuit_evaluate, jobs, path_patching, shortcuts
+import torch
+from torch import Tensor
+
+from minexp import ablation, channels, circuit_evaluate, jobs, path_patching, records, shortcuts
 from minexp.ablation import Reference
 from minexp.circuit import build, choose
 from minexp.circuit_evaluate import Plan
 from minexp.classifier import Classifier
-from minexp.errors import InputError, RunError
-from minexp.paths import ROOT, write_text
+from minexp.errors import InputError
 from minexp.references import open_reference, stem
 from minexp.shortcuts import Roads
 
@@ -42,13 +43,6 @@ class Task:
     force: bool = False
 
 
-@cache
-def code_digest() -> str:
-    """sha256 over the sources a record depends on: other code, another record."""
-    sources = [(ROOT / "minexp" / f"{name}.py").read_bytes() for name in CODE]
-    return hashlib.sha256(b"\0".join(sources)).hexdigest()
-
-
 def item(reference: str, *, task: Task) -> dict:
     """Evaluate one image; write ``task.out/images/<stem>.json``, or keep a finished record.
 
@@ -64,11 +58,13 @@ def item(reference: str, *, task: Task) -> dict:
     inputs = {
         **{"schema": SCHEMA, "image": reference, "sha256": digest, "model": task.model},
         **{"weights_sha256": model.weights_sha256, "taps": list(model.taps)},
-        **{"ranking": task.ranking, "nodes": task.nodes, "others": _digests(task)},
-        **{"plan": json.loads(json.dumps(asdict(task.plan))), "code_sha256": code_digest()},
+        **{"ranking": task.ranking, "nodes": task.nodes},
+        "others": [digest for _, digest in _opened(task)],
+        "plan": json.loads(json.dumps(asdict(task.plan))),
+        "code_sha256": records.code_digest(CODE),
     }
     path = task.out / "images" / f"{stem(reference)}.json"
-    if not task.force and (found := _finished(path, inputs)) is not None:
+    if not task.force and (found := records.finished(path, inputs, ("rows", "edges"))) is not None:
         return found
     started = time.perf_counter()
     others, roads = _around(task)
@@ -85,42 +81,29 @@ def item(reference: str, *, task: Task) -> dict:
         "rows": rows,
         "edges": path_patching.correlations(graph, cuts),
     }
-    try:
-        write_text(path, json.dumps(record) + "\n")
-    except OSError as error:
-        raise RunError(f"cannot write {path}: {error.strerror or error}; then run again") from error
+    records.write(path, record)
     return record
 
 
 @cache
-def _digests(task: Task) -> list[str]:
+def _opened(task: Task) -> list[tuple[Tensor, str]]:
+    """The other images and their digests, once a worker."""
     model = jobs.model(task.model)
-    return [open_reference(name, model)[1] for name in task.others]
+    return [open_reference(name, model) for name in task.others]
 
 
 @cache
 def _around(task: Task) -> tuple[Reference, Roads | None]:
     """The other images' means, once a worker, and the ways around the taps if it can be traced."""
     model = jobs.model(task.model)
-    images = [open_reference(name, model)[0] for name in task.others]
     roads = traceable(model)
-    return ablation.reference(model, images, roads), roads
+    return ablation.reference(model, [image for image, _ in _opened(task)], roads), roads
 
 
 def traceable(model: Classifier) -> Roads | None:
     """The shortcuts around the model's taps, or None where it cannot be traced."""
-    side = model.size
-    blank = next(model.module.parameters()).new_zeros(1, len(model.mean), *side)
+    blank = torch.zeros(1, len(model.mean), *model.size, device=model.device)
     try:
         return shortcuts.roads(model, blank)
     except InputError:
         return None
-
-
-def _finished(path: Path, inputs: dict) -> dict | None:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # none, or cut off
-        return None
-    same = isinstance(found, dict) and all(found.get(k) == v for k, v in inputs.items())
-    return found if same and {"rows", "edges"} <= found.keys() else None

@@ -38,10 +38,8 @@ def others(model: Classifier, given: Sequence[str]) -> list[str]:
     else:
         known = [str(entry["path"]) for entry in samples.sample_images().values()]
         known = known or [f"bundled:{name}" for name in samples.BUNDLED]
-    given = {str(Path(name).resolve()) if ":" not in name else name for name in given}
-    left = [
-        name for name in known if (name if ":" in name else str(Path(name).resolve())) not in given
-    ]
+    taken = {_where(name) for name in given}
+    left = [name for name in known if _where(name) not in taken]
     if not left:
         raise InputError("no reference image is left; set MINEXP_IMAGES to a folder of pictures")
     return left[:: max(1, len(left) // REFERENCES)][:REFERENCES]

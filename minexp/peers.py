@@ -4,28 +4,27 @@ Beside ``<stem>.json`` lies ``<stem>.map.npy``, the map (H, W) as float16, scale
 float16 would flatten the tiny values of integrated gradients; for drawing, not for judging.
 """
 
-import hashlib
 import json
 import resource
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from minexp import baselines, metrics, taps
+from minexp import baselines, metrics, records, taps
 from minexp.classifier import Classifier, folded
 from minexp.config import CRITERIA
 from minexp.errors import InputError, RunError
 from minexp.masking import apply_mask
 from minexp.metrics import BATCH
 from minexp.minimality import active_cells, without_cells
-from minexp.paths import ROOT, replacing, write_text
+from minexp.paths import replacing, write_text
 from minexp.references import open_reference, stem
 from minexp.sufficiency import TOLERANCE, check_mask
 
@@ -79,13 +78,6 @@ FIELDS = (
     *("label", "confidence", "seconds", "forward_passes", "backward_passes", "insertion"),
     *("deletion", "drop", "increase", "criteria", "threads", "peak_rss_mib"),
 )
-
-
-@cache
-def code_digest() -> str:
-    """sha256 over the sources a judgement depends on: other code, another result."""
-    sources = [(ROOT / "minexp" / f"{name}.py").read_bytes() for name in CODE]
-    return hashlib.sha256(b"\0".join(sources)).hexdigest()
 
 
 def judge(
@@ -151,7 +143,7 @@ def _inputs(digest: str, model: Classifier, method: str) -> dict:
         "model": model.name,
         "weights_sha256": model.weights_sha256,
         "method": method,
-        "code_sha256": code_digest(),
+        "code_sha256": records.code_digest(CODE),
     }
 
 

@@ -5,12 +5,10 @@ whose JSON exists is whole. An image is named by a reference: a path, ``bundled:
 ``mnist:4711``.
 """
 
-import hashlib
 import json
 import platform
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
-from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 
@@ -19,13 +17,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from minexp import records
 from minexp.classifier import Classifier
 from minexp.config import ExplainConfig
 from minexp.errors import InputError, RunError
 from minexp.explain import Explanation, check_settings, explain
 from minexp.masking import apply_mask
 from minexp.minimality import Certificate
-from minexp.paths import ROOT, replacing, write_text
+from minexp.paths import replacing, write_text
 from minexp.references import beside, check_distinct, open_reference, stem
 from minexp.sufficiency import Check, check_mask
 
@@ -73,11 +72,9 @@ def check_inputs(
         open_reference(reference, model)
 
 
-@cache
 def code_digest() -> str:
     """sha256 over the sources a mask depends on: other code, another result."""
-    sources = [(ROOT / "minexp" / f"{name}.py").read_bytes() for name in CODE]
-    return hashlib.sha256(b"\0".join(sources)).hexdigest()
+    return records.code_digest(CODE)
 
 
 def explain_to_files(

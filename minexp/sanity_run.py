@@ -6,24 +6,23 @@ more: for ours with another seed of the search, which says how alike two masks o
 ``chance`` is the Dice that two masks of such areas have if nothing links them.
 """
 
-import hashlib
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from minexp import jobs, peers, results, sanity, summary
+from minexp import jobs, peers, records, results, sanity, summary
 from minexp.classifier import Classifier
 from minexp.config import ExplainConfig
-from minexp.errors import InputError, RunError
+from minexp.errors import InputError
 from minexp.explain import explain
-from minexp.paths import ROOT, write_text
+from minexp.paths import write_text
 from minexp.references import is_path, open_reference, stem
 from minexp.sanity import SIMILARITIES
 from minexp.sufficiency import probability
@@ -38,13 +37,6 @@ COLUMNS = (
     *("image", "model", "method", "layers", "layer", "decision_index", "confidence"),
     *("feasible", "area", *SIMILARITIES, "chance"),
 )
-
-
-@cache
-def code_digest() -> str:
-    """sha256 over the sources a record depends on: other code, another record."""
-    sources = [(ROOT / "minexp" / f"{name}.py").read_bytes() for name in CODE]
-    return hashlib.sha256(b"\0".join(sources)).hexdigest()
 
 
 def check_image(
@@ -67,18 +59,15 @@ def check_image(
         **{"schema": SCHEMA, "sha256": digest, "model": model.name, "method": method},
         **{"weights_sha256": model.weights_sha256, "stages": stages, "seed": seed},
         "config": json.loads(json.dumps(asdict(config))) if method == "ours" else None,
-        "code_sha256": code_digest(),
+        "code_sha256": records.code_digest(CODE),
     }
     path = out / method / f"{stem(reference)}.json"
-    if not force and (found := _finished(path, inputs)) is not None:
+    if not force and (found := records.finished(path, inputs, ("cascade",))) is not None:
         return found
     started = time.perf_counter()
     entries = _entries(image.to(model.device), method, model, config, stages, seed)
     record = {**inputs, "seconds": round(time.perf_counter() - started, 3), "cascade": entries}
-    try:
-        write_text(path, json.dumps(record, indent=2) + "\n")
-    except OSError as error:
-        raise RunError(f"cannot write {path}: {error.strerror or error}; then run again") from error
+    records.write(path, record)
     return record
 
 
@@ -88,15 +77,6 @@ def _check_methods(methods: Sequence[str], stages: int) -> None:
             raise InputError(f"unknown method {method!r}; choose one of: {', '.join(METHODS)}")
     if stages < 1:
         raise InputError(f"stages={stages}: expected an integer >= 1")
-
-
-def _finished(path: Path, inputs: Mapping) -> dict | None:
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        same = {name: record.get(name) for name in inputs} == inputs
-    except (OSError, ValueError, AttributeError):
-        return None
-    return record if same and isinstance(record.get("cascade"), list) else None
 
 
 def _entries(

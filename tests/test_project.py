@@ -21,8 +21,8 @@ LINUX = {"python_version": "3.11", "python_full_version": "3.11.9", "sys_platfor
 
 # A file imports only from files above it.
 ORDER = [
-    "errors", "config", "paths", "images", "samples", "mnist", "cifar", "builders", "initial",
-    "muon", "training", "taps", "folding", "classifier", "weights", "entries", "models",
+    "errors", "config", "paths", "records", "images", "samples", "mnist", "cifar", "builders",
+    "initial", "muon", "training", "taps", "folding", "classifier", "weights", "entries", "models",
     "references", "masking", "masknet", "losses", "sufficiency", "minimality", "deletion",
     "attention", "baselines", "search", "explain", "alternatives", "bounds", "attack",
     "splitting", "milp", "verifier", "abductive", "abductive_audit", "abductive_mask",
