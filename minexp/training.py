@@ -84,7 +84,9 @@ RECIPES: Mapping[str, Recipe] = {
     "resnet18_cifar10": Recipe(
         "cifar10", 18, 512, "sgd", 1.0, 5e-4, 0.2, 3, ((8, 16), (5, 24)), True
     ),
-    "mobilenetv3_cifar10": Recipe("cifar10", 14, 128, "sgd", 0.2, 2e-4, 0.1, 3, ((6, 24),)),
+    "mobilenetv3_cifar10": Recipe(
+        "cifar10", 18, 256, "muon", 0.01, 0.05, 0.1, 3, ((6, 16), (8, 24)), True
+    ),
     "convnext_cifar10": Recipe("cifar10", 14, 128, "adamw", 2e-3, 0.05, 0.1, 3),
     "vit_cifar10": Recipe("cifar10", 15, 128, "muon", 3e-3, 0.05, 0.1, 3, ((10, 24),)),
 }
