@@ -69,15 +69,18 @@ def item(reference: str, *, task: Task) -> dict:
     started = time.perf_counter()
     others, roads = _around(task)
     image = image.to(model.device)
+    ready = time.perf_counter()
     reading = channels.read(model, image)
-    rows = circuit_evaluate.evaluate(model, image, others, task.plan, roads=roads)
     chosen = choose(reading, task.ranking, channels=task.nodes, means=others.means)
     graph = build(model, reading, chosen, ranking=task.ranking, means=others.means)
+    found = time.perf_counter() - ready
+    rows = circuit_evaluate.evaluate(model, image, others, task.plan, roads=roads)
     cuts = path_patching.cut_edges(model, reading, graph, ablation.fill(model, "mean", others))
     record = {
         **inputs,
         "label_index": reading.label,
         "seconds": round(time.perf_counter() - started, 3),
+        "circuit_seconds": round(found, 3),  # of which the circuit alone
         "rows": rows,
         "edges": path_patching.correlations(graph, cuts),
     }

@@ -76,12 +76,13 @@ def evaluate_many(
     """
     around = tuple(others(jobs.model(model), references))
     task = Task(model, plan or Plan(), ranking, nodes, around, out, force)
-    rows, edges = [], []
+    rows, edges, seconds = [], [], []
     for record in jobs.run(partial(item, task=task), references, jobs=n_jobs):
         about = {"image": Path(record["image"]).name, "model": model}
         about["label_index"] = record["label_index"]
         rows += [about | row for row in record["rows"]]
         edges += [about | row for row in record["edges"]]
+        seconds.append(record["circuit_seconds"])
         if on_item is not None:
             on_item()
     summary = {
@@ -89,6 +90,7 @@ def evaluate_many(
         "images": len(references),
         "reference_images": len(around),
         "edges_of": {"ranking": ranking, "channels": nodes},
+        "circuit_seconds": float(np.median(seconds)),
         "curves": _curves(rows),
         "areas": _areas(rows),
         "edges": _edges(edges),
@@ -97,6 +99,17 @@ def evaluate_many(
     write_text(out / "edges.csv", as_csv(edges, EDGE_COLUMNS))
     write_text(out / "summary.json", json.dumps(summary, indent=1) + "\n")
     return summary
+
+
+def read(folder: Path) -> dict:
+    """The summary of a finished evaluation. Raises InputError where the folder has none."""
+    path = folder / "summary.json"
+    if not path.is_file():
+        raise InputError(
+            f"{folder}: no evaluation; write it with: minexp circuit --evaluate IMAGE ... "
+            f"--out {folder}"
+        )
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def _curves(rows: Sequence[dict]) -> list[dict]:

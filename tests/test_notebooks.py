@@ -9,7 +9,7 @@ import sys
 import pytest
 import tables
 
-from minexp import sanity_run, variants
+from minexp import circuit_evaluate, circuit_table, sanity_run, variants
 from minexp.config import configure, preset
 from minexp.paths import ROOT
 
@@ -171,3 +171,14 @@ def test_misclassifications_are_tested(copy):
     assert "misclassified images need larger sufficient sets" in answer
     assert "**3 of 3** have pixels that alone make the network name them rightly" in answer
     assert "sets of 3 wrong decisions are compared with those of 6 right ones" in answer
+
+
+def test_circuits_are_held_to_what_they_claim(copy):
+    plan, folder = circuit_evaluate.Plan(dropped=2), copy / "figures" / "bench" / "tiny_circuits"
+    circuit_table.evaluate_many("mnist_cnn", ["mnist:4", "mnist:700"], folder, plan)
+    settings = {"tables": ["tiny_circuits"], "model": "mnist_cnn", "image": "mnist:17", "steps": 3}
+    settings |= {"digits": [1, 7], "each": 2}
+    figures = ["07_circuit", "07_curves", "07_edges", "07_classes"]
+    answer = check(copy, "07", figures, *(option(*one) for one in settings.items()))
+    assert "| 20% of the channels by energy keep the label, tiny_circuits | 3.3 | 0.00" in answer
+    assert "One circuit took" in answer

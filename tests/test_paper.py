@@ -223,7 +223,7 @@ def test_bad_input_is_refused_before_anything_runs(root, options, message):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("'07': {}", "unknown notebook 07"),
+        ("'09': {}", "unknown notebook 09"),
         ("'01': {stepz: 1}", "unknown parameter stepz.*rate, steps, who"),
         ("'01': {steps: [1]}", "steps is int"),
         ("'01': 3", "must map"),

@@ -30,8 +30,8 @@ ORDER = [
     "circuit", "shortcuts", "ablation", "circuit_files", "peers", "results", "verification",
     "jobs", "abductive_run", "summary", "path_patching", "circuit_evaluate", "circuit_item",
     "circuit_compare", "goals", "claims", "variants", "suites", "bench", "sanity", "sanity_run",
-    "style", "plots", "comparison_plots", "drawing", "circuit_html", "figures", "circuit_table",
-    "circuit_run", "catalogue", "parameters", "paper", "readme", "commands", "cli",
+    "style", "plots", "comparison_plots", "circuit_plots", "drawing", "circuit_html", "figures",
+    "circuit_table", "circuit_run", "catalogue", "parameters", "paper", "readme", "commands", "cli",
 ]  # fmt: skip
 FREE = {"__init__", "__main__"}
 
