@@ -7,26 +7,15 @@ explanation = minexp.explain(model, minexp.load_image("cat.jpg", model))
 
 from importlib import import_module
 
-_PUBLIC = {
-    "Explanation": "explain",
-    "check_mask": "sufficiency",
-    "load_model": "models",
-    "Classifier": "classifier",
-    "wrap": "classifier",
-    "load_image": "images",
-    "ExplainConfig": "config",
-    "LossWeights": "config",
-    "configure": "config",
-    "preset": "config",
-    "PRESETS": "config",
-}
-__all__ = sorted([*_PUBLIC, "explain"])
+from minexp.public import PUBLIC
+
+__all__ = sorted([*PUBLIC, "explain"])
 
 
 def __getattr__(name: str):
     """Public names load their module, and so torch, only when asked for: --help stays instant."""
     if name == "explain":  # both the function and the file are called so: the module is callable
         return import_module("minexp.explain")
-    if name not in _PUBLIC:
+    if name not in PUBLIC:
         raise AttributeError(f"module 'minexp' has no attribute {name!r}")
-    return getattr(import_module(f"minexp.{_PUBLIC[name]}"), name)
+    return getattr(import_module(f"minexp.{PUBLIC[name]}"), name)

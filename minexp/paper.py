@@ -1,9 +1,10 @@
 """The paper as a graph: each numbered notebook is a task, run again only when an input changed.
 
-An input is the notebook's source, each of its resolved parameters, any file of ``minexp/`` and
-``data/``, the benchmarks' tables, ``requirements.lock``, the installed versions, and the manifest
-of ``MINEXP_IMAGES``; a figure that is gone makes its notebook stale too. All are digested when the
-run is planned, not (as doit's ``file_dep`` would) once a notebook has finished: a file edited while
+An input is the notebook's source, each of its resolved parameters, the modules of ``minexp/`` that
+it imports and all that these import, the tables in ``figures/bench/`` that its parameters name, any
+file of ``data/``, ``requirements.lock``, the installed versions, and the manifest of
+``MINEXP_IMAGES``; a figure that is gone makes its notebook stale too. All are digested when the run
+is planned, not (as doit's ``file_dep`` would) once a notebook has finished: a file edited while
 notebooks run must make them stale, not pass for what they ran with.
 """
 
@@ -30,7 +31,7 @@ from doit.reporter import ZeroReporter
 from doit.task import Task
 from doit.tools import config_changed
 
-from minexp import paths
+from minexp import imports, paths
 from minexp.errors import InputError
 from minexp.parameters import checked, declared, require_known
 
@@ -89,13 +90,17 @@ def plan(profile: str, only: Iterable[str], overrides: Mapping[str, Any]) -> lis
             name: checked(name, given.get(name, wanted.default), wanted, source.name)
             for name, wanted in known[number].items()
         }
-        # only a notebook that declares a table reads the benchmarks'
-        tables = (paths.FIGURES / "bench").glob("*/*.*") if "table" in values else ()
-        inputs = (
-            shared | _digests([source, *tables]) | {f"parameter {k}": v for k, v in values.items()}
-        )
+        files = [source, *imports.used(source), *_tables(values)]
+        inputs = shared | _digests(files) | {f"parameter {k}": v for k, v in values.items()}
         jobs.append(Job(source, paths.FIGURES / "executed" / source.name, values, inputs))
     return jobs
+
+
+def _tables(values: Mapping[str, Any]) -> list[Path]:
+    """The files of the folders in ``figures/bench`` that parameters name."""
+    named = [name for v in values.values() for name in (v if isinstance(v, list) else [v])]
+    folders = [p for p in (paths.FIGURES / "bench").glob("*/") if p.name in named]
+    return [file for folder in folders for file in folder.glob("*.*")]
 
 
 def _digests(files: Iterable[Path]) -> dict[str, str]:
@@ -109,9 +114,8 @@ def _versions() -> dict[str, str]:
 
 
 def _shared_files() -> list[Path]:
-    code = (paths.ROOT / "minexp").rglob("*.py")
     lock = paths.ROOT.glob("requirements.lock")
-    found = [*code, *lock, *paths.DATA.rglob("*"), *_pictures()]
+    found = [*lock, *paths.DATA.rglob("*"), *_pictures()]
     return [path for path in found if path.is_file() and not path.name.startswith(".")]
 
 

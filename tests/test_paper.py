@@ -39,7 +39,7 @@ def root(tmp_path, monkeypatch):
     (tmp_path / "requirements.lock").write_text("a==1\n")
     (tmp_path / "notebooks/params/quick.yaml").write_text("01: {steps: 5}\n")
     write(tmp_path, "01_first", "print(steps, who)")
-    write(tmp_path, "02_second", "print(3)", parameters="seed: int = 0")
+    write(tmp_path, "02_second", "print(3)\nfrom minexp import plots", parameters="seed: int = 0")
     monkeypatch.delenv("MINEXP_IMAGES", raising=False)
     point_at(tmp_path, monkeypatch.setattr)
     return tmp_path
@@ -152,12 +152,40 @@ def test_a_kill_leaves_no_half_written_file_and_the_next_run_works(root, capsys)
     assert printed(executed(root, "02_second")) == "started\n"
 
 
-@pytest.mark.parametrize("name", ["minexp/plots.py", "data/weights.bin", "requirements.lock"])
+@pytest.mark.parametrize("name", ["data/weights.bin", "requirements.lock"])
 def test_what_every_notebook_depends_on(root, pretend, capsys, name):
     assert paper.run() == 0
     (root / name).write_text("changed")
     why = f"would run: changed: {name}"
     assert stale(capsys) == {"01_first": why, "02_second": why}
+
+
+def test_a_notebook_depends_on_the_modules_it_imports(root, pretend, capsys):
+    package = root / "minexp"
+    (package / "plots.py").write_text("from minexp.style import look\n")
+    (package / "style.py").write_text("def look():\n    from minexp import colours\n")
+    for name in ("colours", "explain", "unused"):
+        (package / f"{name}.py").write_text("")
+    write(root, "01_first", "import minexp\nif steps < 0:\n    minexp.explain(who)")
+    assert paper.run() == 0
+    for name, changed in (("unused", {}), ("colours", {"02_second"}), ("explain", {"01_first"})):
+        (package / f"{name}.py").write_text("changed")
+        assert stale(capsys) == dict.fromkeys(changed, f"would run: changed: minexp/{name}.py")
+        assert paper.run() == 0
+
+
+def test_a_notebook_depends_on_the_tables_its_parameters_name(root, pretend, capsys):
+    write(root, "01_first", parameters="tables: list[str] = ['one', 'two']\nn: int = 3")
+    for name in ("two", "three"):
+        (root / "figures/bench" / name).mkdir(parents=True)
+        (root / "figures/bench" / name / "results.csv").write_text("a")
+    (root / "notebooks/params/quick.yaml").write_text("")
+    assert paper.run() == 0
+    (root / "figures/bench/three/results.csv").write_text("b")
+    assert stale(capsys) == {}
+    (root / "figures/bench/two/results.csv").write_text("b")
+    why = "would run: changed: figures/bench/two/results.csv"
+    assert stale(capsys) == {"01_first": why}
 
 
 def test_the_pictures_count_by_their_manifest(root, pretend, capsys, monkeypatch):
@@ -188,7 +216,7 @@ def test_a_file_edited_while_a_notebook_runs_makes_it_stale(root, pretend, capsy
     pretended = paper.execute
 
     def edit(job: paper.Job) -> dict:
-        (root / "minexp/plots.py").write_text("edited meanwhile")
+        (root / "minexp/plots.py").write_text("# edited meanwhile")
         return pretended(job)
 
     monkeypatch.setattr(paper, "execute", edit)

@@ -21,17 +21,18 @@ LINUX = {"python_version": "3.11", "python_full_version": "3.11.9", "sys_platfor
 
 # A file imports only from files above it.
 ORDER = [
-    "errors", "config", "paths", "records", "images", "samples", "mnist", "cifar", "builders",
-    "initial", "muon", "training", "taps", "folding", "classifier", "weights", "entries", "models",
-    "references", "masking", "masknet", "losses", "sufficiency", "minimality", "deletion",
-    "attention", "baselines", "search", "explain", "alternatives", "bounds", "attack",
-    "splitting", "milp", "verifier", "abductive", "abductive_audit", "abductive_mask",
-    "metrics", "robustness", "channels", "tracing", "operations", "transfer", "edges",
-    "circuit", "shortcuts", "ablation", "circuit_files", "peers", "results", "verification",
-    "jobs", "abductive_run", "summary", "path_patching", "circuit_evaluate", "circuit_item",
-    "circuit_compare", "goals", "claims", "variants", "suites", "bench", "sanity", "sanity_run",
-    "style", "plots", "comparison_plots", "circuit_plots", "drawing", "circuit_html", "figures",
-    "circuit_table", "circuit_run", "catalogue", "parameters", "paper", "readme", "commands", "cli",
+    "errors", "public", "config", "paths", "records", "images", "samples", "mnist", "cifar",
+    "builders", "initial", "muon", "training", "taps", "folding", "classifier", "weights",
+    "entries", "models", "references", "masking", "masknet", "losses", "sufficiency",
+    "minimality", "deletion", "attention", "baselines", "search", "explain", "alternatives",
+    "bounds", "attack", "splitting", "milp", "verifier", "abductive", "abductive_audit",
+    "abductive_mask", "metrics", "robustness", "channels", "tracing", "operations", "transfer",
+    "edges", "circuit", "shortcuts", "ablation", "circuit_files", "peers", "results",
+    "verification", "jobs", "abductive_run", "summary", "path_patching", "circuit_evaluate",
+    "circuit_item", "circuit_compare", "goals", "claims", "variants", "suites", "bench",
+    "sanity", "sanity_run", "style", "plots", "comparison_plots", "circuit_plots", "drawing",
+    "circuit_html", "figures", "circuit_table", "circuit_run", "catalogue", "imports",
+    "parameters", "paper", "readme", "commands", "cli",
 ]  # fmt: skip
 FREE = {"__init__", "__main__"}
 
