@@ -14,6 +14,9 @@ PALETTE = {
     "gradient": "#D55E00",  # gradients; gradient edges of a circuit
     "noise": "#E69F00",  # Gaussian backgrounds
     "baseline": "#999999",  # other methods
+    "ink": "#CC3311",  # of a formal explanation: fixed pixels of the digit (Figure 5's red)
+    "background": "#56B4E9",  # and fixed pixels beside it (its blue)
+    "unknown": "#F0E442",  # undecided ones
 }
 COLUMN_WIDTH = 3.4  # inches, one column of a two-column page
 PAGE_WIDTH = 7.0  # inches, both columns

@@ -9,7 +9,7 @@ import sys
 import pytest
 import tables
 
-from minexp import circuit_evaluate, circuit_table, sanity_run, variants
+from minexp import abductive_run, circuit_evaluate, circuit_table, sanity_run, variants
 from minexp.config import configure, preset
 from minexp.paths import ROOT
 
@@ -182,3 +182,14 @@ def test_circuits_are_held_to_what_they_claim(copy):
     answer = check(copy, "07", figures, *(option(*one) for one in settings.items()))
     assert "| 20% of the channels by energy keep the label, tiny_circuits | 3.3 | 0.00" in answer
     assert "One circuit took" in answer
+
+
+def test_abductive_explanations_are_set_beside_masks(copy):
+    folder = copy / "figures" / "bench" / "tiny_proofs"
+    plan = abductive_run.Plan(eps=0.05, side=4, fillings=10, restarts=2)
+    assert len(list(abductive_run.run([3, 1004], "mnist_cnn_small", plan, folder))) == 2
+    settings = {"tables": ["tiny_proofs"], "patches": [], "digits": [3], "side": 7}
+    figures = ["05_few", "05_digits", "05_sizes"]
+    answer = check(copy, "05", figures, *(option(*one) for one in settings.items()))
+    assert "tiny_proofs: 2 of 2 digits settled" in answer
+    assert "Wrong verdicts: **0**" in answer and "not testable here" in answer, "no masks"

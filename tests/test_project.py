@@ -28,11 +28,11 @@ ORDER = [
     "bounds", "attack", "splitting", "milp", "verifier", "abductive", "abductive_audit",
     "abductive_mask", "metrics", "robustness", "channels", "tracing", "operations", "transfer",
     "edges", "circuit", "shortcuts", "ablation", "circuit_files", "peers", "results",
-    "verification", "jobs", "abductive_run", "summary", "path_patching", "circuit_evaluate",
-    "circuit_item", "circuit_compare", "goals", "claims", "variants", "suites", "bench",
-    "sanity", "sanity_run", "style", "plots", "comparison_plots", "circuit_plots", "drawing",
-    "circuit_html", "figures", "circuit_table", "circuit_run", "catalogue", "imports",
-    "parameters", "paper", "readme", "commands", "cli",
+    "verification", "jobs", "abductive_run", "summary", "abductive_table", "path_patching",
+    "circuit_evaluate", "circuit_item", "circuit_compare", "goals", "claims", "variants",
+    "suites", "bench", "sanity", "sanity_run", "style", "plots", "comparison_plots",
+    "circuit_plots", "abductive_plots", "drawing", "circuit_html", "figures", "circuit_table",
+    "circuit_run", "catalogue", "imports", "parameters", "paper", "readme", "commands", "cli",
 ]  # fmt: skip
 FREE = {"__init__", "__main__"}
 

@@ -1,0 +1,67 @@
+"""Many digits' abductive explanations as numbers: results in, cells and medians out."""
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from minexp import abductive_run, mnist
+from minexp.errors import InputError
+from minexp.summary import interval
+
+INK = 0.5  # a pixel at least so bright belongs to the digit
+
+
+def read(folder: Path) -> list[dict]:
+    """The results of ``minexp abductive --out FOLDER``, by index. Raises InputError for none."""
+    paths = {int(path.name.partition(".")[0]): path for path in folder.glob("*.abductive.json")}
+    if not paths:
+        raise InputError(
+            f"{folder}: no results; write them with: minexp abductive INDEX ... --out {folder}"
+        )
+    return [abductive_run.read(paths[index]) for index in sorted(paths)]
+
+
+def digest(folder: Path) -> str:
+    """sha256 over the folder's results, for a figure's sidecar."""
+    found = [path.read_bytes() for path in sorted(folder.glob("*.abductive.json"))]
+    return hashlib.sha256(b"\0".join(found)).hexdigest()
+
+
+def row(result: dict) -> dict:
+    """One digit's cells; numbers of pixels, and those of the mask None where none was asked for."""
+    digit = mnist.digits()[0][result["index"]].ravel()
+    mask = result["mask"] or {}
+    return {
+        **{name: result[name] for name in ("index", "label_index", "correct", "eps", "seconds")},
+        "fixed": len(result["fixed"]),
+        "ink": int((digit[result["fixed"]] >= INK).sum()),
+        "unknown": len(result["unknown"]),
+        "minimal": result["subset_minimal"],
+        "wrong": result["audit"]["wrong"],
+        "proven_again": result["audit"]["proof"] == "safe",
+        "mask": None if result["mask_pixels"] is None else len(result["mask_pixels"]),
+        "added": len(mask["added"]) if mask else None,
+        **{f"mask_{k}": mask.get(k) for k in ("verdict", "safe_eps", "unsafe_eps")},
+    }
+
+
+def summarise(rows: Sequence[dict]) -> dict:
+    """Counts, medians with 95 % bootstrap intervals, and the verdicts on the masks."""
+    verdicts = [row["mask_verdict"] for row in rows if row["mask_verdict"]]
+    return {
+        "digits": len(rows),
+        "settled": sum(row["minimal"] for row in rows),
+        "none_needed": sum(row["minimal"] and not row["fixed"] for row in rows),
+        "wrong": sum(row["wrong"] for row in rows),
+        "proven_again": sum(row["proven_again"] for row in rows),
+        **{name: _median(rows, name) for name in ("fixed", "mask", "added", "seconds")},
+        "mask_safe_eps": _median(rows, "mask_safe_eps"),
+        "ink_share": sum(row["ink"] for row in rows) / max(1, sum(row["fixed"] for row in rows)),
+        "mask_verdicts": {name: verdicts.count(name) for name in ("safe", "unsafe", "unknown")},
+    }
+
+
+def _median(rows: Sequence[dict], name: str) -> dict[str, float] | None:
+    return interval([row[name] for row in rows if row[name] is not None], np.median)
