@@ -156,6 +156,9 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--force", action="store_true", help="also where a finished result exists")
     p.add_argument("--out", type=Path, default=Path("abductive"))
 
+    p = command("cache", commands.cache, "show what lies in MINEXP_HOME, or delete a part of it")
+    p.add_argument("--clear", metavar="NAME", help="delete this folder, such as explanations")
+
     p = command("paper", commands.paper, "run the notebooks and write the figures")
     p.add_argument("--profile", default="quick", help="quick or paper")
     p.add_argument("--only", default="", metavar="01,03", help="these notebooks only")

@@ -280,6 +280,14 @@ def _every(text: str) -> tuple[int, int]:
         raise InputError(f"--every {text}: expected N or N:K, two integers") from None
 
 
+def cache(options: argparse.Namespace) -> int:
+    from minexp import cache
+
+    for line in cache.table() if options.clear is None else [cache.clear(options.clear)]:
+        print(line)
+    return 0
+
+
 def paper(options: argparse.Namespace) -> int:
     from minexp import paper
 

@@ -27,7 +27,7 @@ ORDER = [
     "minimality", "deletion", "attention", "baselines", "search", "explain", "alternatives",
     "bounds", "attack", "splitting", "milp", "verifier", "abductive", "abductive_audit",
     "abductive_mask", "metrics", "robustness", "channels", "tracing", "operations", "transfer",
-    "edges", "circuit", "shortcuts", "ablation", "circuit_files", "peers", "results",
+    "edges", "circuit", "shortcuts", "ablation", "circuit_files", "peers", "results", "cache",
     "verification", "jobs", "abductive_run", "summary", "abductive_table", "path_patching",
     "circuit_evaluate", "circuit_item", "circuit_compare", "goals", "claims", "variants",
     "suites", "bench", "sanity", "sanity_run", "style", "plots", "comparison_plots",
