@@ -1,16 +1,20 @@
 # Two commands matter: `make paper` and `make test`. Both set up .venv on their first run.
 .DEFAULT_GOAL := help
-.PHONY: help paper test test-slow lint readme lock clean
+.PHONY: help paper site test test-slow lint readme lock clean
 .DELETE_ON_ERROR:
 
 BIN := .venv/bin
 STAMP := .venv/.installed
+SITE_STAMP := .venv/.installed-site
 
 help: ## show this list
 	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/p' Makefile | expand -t 20
 
 paper: $(STAMP) ## run the notebooks (quick profile) and write figures/
 	$(BIN)/minexp paper --profile quick
+
+site: $(SITE_STAMP) ## build the site from the executed notebooks into build/site
+	$(BIN)/python -m minexp.site
 
 test: $(STAMP) ## run the tests
 	$(BIN)/python -m pytest
@@ -24,8 +28,10 @@ lint: $(STAMP) ## check code and notebooks with ruff
 readme: $(STAMP) ## write the README's measured numbers from the files commands wrote
 	$(BIN)/python -m minexp.readme
 
-lock: ## write requirements.lock anew from pyproject.toml (needs uv)
+lock: ## write both locks anew from pyproject.toml (needs uv)
 	uv pip compile --universal --generate-hashes --extra test --python-version 3.11 --no-header -q pyproject.toml -o requirements.lock
+	python3 -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["site"], sep="\n")' | \
+	uv pip compile --universal --generate-hashes -c requirements.lock --python-version 3.11 --no-header --no-annotate -q - -o requirements-site.lock
 
 clean: ## remove the environment and caches; figures and weights stay
 	rm -rf .venv .doit* .pytest_cache .ruff_cache build *.egg-info
@@ -44,4 +50,11 @@ $(STAMP): requirements.lock pyproject.toml
 	@echo "Installing the locked packages into .venv (some minutes the first time)" >&2
 	@$(BIN)/python -m pip --disable-pip-version-check install -qq --require-hashes -r requirements.lock
 	@$(BIN)/python -m pip --disable-pip-version-check install -qq --no-deps --no-build-isolation -e .
+	@touch $@
+
+# The site's packages have a lock of their own, held to the versions of the first: notebooks depend
+# on that one, and a change of the site's must not make them stale.
+$(SITE_STAMP): $(STAMP) requirements-site.lock
+	@echo "Installing the site's packages into .venv" >&2
+	@$(BIN)/python -m pip --disable-pip-version-check install -qq --require-hashes -r requirements-site.lock
 	@touch $@

@@ -30,26 +30,30 @@ def thumbnails(graph: nx.DiGraph, reading: Reading) -> dict[str, str]:
         value = reading.activations[node["tap"]].detach()[0, node["channel"]]
         array = np.atleast_2d(value.cpu().numpy()).clip(0)
         gray = np.round(255 * array / max(float(array.max()), 1e-12)).astype(np.uint8)
-        found[name] = _uri(Image.fromarray(gray).resize((THUMBNAIL,) * 2, Image.Resampling.NEAREST))
+        found[name] = data_uri(
+            Image.fromarray(gray).resize((THUMBNAIL,) * 2, Image.Resampling.NEAREST)
+        )
     return found
 
 
 def picture(pixels: Tensor) -> str:
     """Pixels (1, C, H, W) in [0, 1] as a data URI."""
     array = np.round(pixels[0].permute(1, 2, 0).cpu().numpy() * 255).astype(np.uint8)
-    return _uri(Image.fromarray(array.squeeze()))
+    return data_uri(Image.fromarray(array.squeeze()))
 
 
-def _uri(image: Image.Image) -> str:
+def data_uri(image: Image.Image) -> str:
+    """A picture as a PNG within a text."""
     buffer = io.BytesIO()
     image.save(buffer, format="PNG", optimize=True)
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
-def write_html(
-    path: Path, graph: nx.DiGraph, maps: Mapping[str, str] | None = None, image: str = ""
-) -> None:
-    """Write the page; ``maps``: as :func:`thumbnails` gives them, ``image`` as :func:`picture`."""
+def drawn(graph: nx.DiGraph, maps: Mapping[str, str] | None = None, image: str = "") -> dict:
+    """All that :func:`fragment` draws, JSON-able.
+
+    ``maps``: as :func:`thumbnails` gives them, ``image``: as :func:`picture`.
+    """
     places, maps = layout(graph), maps or {}
     nodes = [
         {
@@ -62,13 +66,28 @@ def write_html(
         )
     ]  # fmt: skip
     scores = [name for name in (*FORWARD, *BACK) if any(name in e for *_, e in graph.edges.data())]
-    data = {"nodes": nodes, "edges": _edges(graph, scores), "scores": scores, "back": BACK}
-    text = _PAGE
+    return {
+        "title": f"{graph.graph['label']}, {graph.graph['model']}",
+        "about": f"confidence {graph.graph['confidence']:.2f}, "
+        f"channels by {graph.graph['ranking']}",
+        "image": image,
+        "nodes": nodes,
+        "edges": _edges(graph, scores),
+        "scores": scores,
+        "back": BACK,
+    }
+
+
+def fragment(circuit: Mapping) -> str:
+    """The circuit of :func:`drawn` as a part of a page: style, controls, SVG and script.
+
+    Its colours are CSS variables (``--circuit-ground`` and others), for a page that has a dark
+    side; one circuit a page, since its elements are found by id.
+    """
+    image = circuit["image"]
+    data = {name: circuit[name] for name in ("nodes", "edges", "scores", "back")}
+    text = _FRAGMENT
     for key, value in {
-        "@TITLE@": escape(f"{graph.graph['label']}, {graph.graph['model']}"),
-        "@ABOUT@": escape(
-            f"confidence {graph.graph['confidence']:.2f}, channels by {graph.graph['ranking']}"
-        ),
         "@IMAGE@": f'<img src="{image}" alt="the picture" width="112">' if image else "",
         "@WIDTH@": str(WIDTH),
         "@HEIGHT@": str(HEIGHT),
@@ -79,7 +98,17 @@ def write_html(
         "@DATA@": json.dumps(data).replace("<", "\\u003c"),
     }.items():
         text = text.replace(key, value)
-    write_text(path, text)
+    return text
+
+
+def write_html(
+    path: Path, graph: nx.DiGraph, maps: Mapping[str, str] | None = None, image: str = ""
+) -> None:
+    """Write the circuit as a page of its own; arguments as of :func:`drawn`."""
+    circuit = drawn(graph, maps, image)
+    title, about = escape(circuit["title"]), escape(circuit["about"])
+    body = f"<h1>{title}</h1><p>{about}</p>\n{fragment(circuit)}"
+    write_text(path, f"{_HEAD.replace('@TITLE@', title)}{body}</body></html>\n")
 
 
 def _x(x: float) -> float:
@@ -117,25 +146,40 @@ def _edges(graph: nx.DiGraph, scores: list[str]) -> list[dict]:
     ]  # fmt: skip
 
 
-_PAGE = """<!DOCTYPE html>
-<html lang="en"><head><meta charset="utf-8"><title>@TITLE@</title><style>
-body { font: 14px sans-serif; margin: 1em; max-width: @WIDTH@px }
-svg { width: 100%; height: auto }
-circle { fill: white; stroke: @NODE@; stroke-width: 1.5 }
-text { font-size: 10px; text-anchor: middle; dominant-baseline: central; pointer-events: none }
-line { opacity: .6 } .dim { opacity: .08 }
-#about { display: flex; gap: 1em; min-height: 116px; align-items: flex-start }
-</style></head><body><h1>@TITLE@</h1><p>@ABOUT@</p>
-<label>edges by <select id="score"></select></label>
-<label>from <input id="least" type="range" min="0" max="1" step="0.01" value="0.5">
-<output id="shown"></output></label>
-<svg id="graph" viewBox="0 0 @WIDTH@ @HEIGHT@" role="img" aria-label="circuit"></svg>
-<div id="about">@IMAGE@<img id="map" alt="" width="112" hidden><p id="words">
+_HEAD = f"""<!DOCTYPE html>
+<html lang="en"><head><meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1"><title>@TITLE@</title><style>
+body {{ font: 14px sans-serif; margin: 1em; max-width: {WIDTH}px }}
+</style></head><body>"""
+
+_FRAGMENT = """<div class="circuit"><style>
+.circuit .graph { overflow-x: auto }
+.circuit svg { width: 100%; min-width: 560px; height: auto }
+.circuit circle { fill: var(--circuit-ground, white); stroke-width: 1.5;
+  stroke: var(--circuit-node, @NODE@) }
+.circuit circle:focus { outline: none; stroke-width: 4 }
+.circuit text { font-size: 10px; text-anchor: middle; dominant-baseline: central;
+  fill: currentColor; pointer-events: none }
+.circuit line { stroke: var(--circuit-forward, @FORWARD@); opacity: .6 }
+.circuit line.back { stroke: var(--circuit-back, @BACK@) }
+.circuit line.dim { opacity: .08 }
+.circuit label { margin-right: 1em }
+.circuit .about { display: flex; gap: 1em; min-height: 112px; align-items: flex-start }
+.circuit .about img { width: 112px; flex: none; margin: 0 }
+.circuit .about p { margin: 0; overflow-wrap: anywhere }
+</style><label>edges by <select id="circuit-score"></select></label>
+<label>from <input id="circuit-least" type="range" min="0" max="1" step="0.01" value="0.5">
+<output id="circuit-shown"></output></label>
+<div class="graph"><svg id="circuit-graph" viewBox="0 0 @WIDTH@ @HEIGHT@" role="img"
+ aria-label="circuit"></svg></div>
+<div class="about">@IMAGE@<img id="circuit-map" alt="" width="112" hidden><p id="circuit-words">
 Point at a channel for its map and numbers, at an edge for its scores. Edges are shares of the
 largest between the same two layers.</p></div>
 <script>
-const data = @DATA@, svg = document.getElementById("graph");
-const select = document.getElementById("score"), least = document.getElementById("least");
+(() => {
+const data = @DATA@, svg = document.getElementById("circuit-graph");
+const part = name => document.getElementById("circuit-" + name);
+const select = part("score"), least = part("least");
 const place = Object.fromEntries(data.nodes.map(n => [n.id, n]));
 const make = (kind, values) => {
   const made = document.createElementNS("http://www.w3.org/2000/svg", kind);
@@ -143,8 +187,8 @@ const make = (kind, values) => {
   return svg.appendChild(made);
 };
 const tell = (words, map) => {
-  document.getElementById("words").textContent = words;
-  const image = document.getElementById("map");
+  part("words").textContent = words;
+  const image = part("map");
   image.hidden = !map;
   if (map) image.src = map;
 };
@@ -157,7 +201,8 @@ const lines = data.edges.map(e => {
 });
 for (const n of data.nodes) {
   const dot = make("circle", {cx: n.x, cy: n.y, r: 15, tabindex: 0});
-  make("text", {x: n.x, y: n.y}).textContent = n.text;
+  const below = isNaN(n.text) ? 26 : 0;  // a class's name is wider than its circle
+  make("text", {x: n.x, y: n.y + below}).textContent = n.text;
   dot.onmouseenter = dot.onfocus = () => {
     tell(n.about, n.map);
     data.edges.forEach((e, i) =>
@@ -172,11 +217,12 @@ const show = () => {
     count += on;
     lines[i].style.display = on ? "" : "none";
     lines[i].style.strokeWidth = 0.5 + 3 * share;
-    lines[i].style.stroke = data.back.includes(select.value) ? "@BACK@" : "@FORWARD@";
+    lines[i].classList.toggle("back", data.back.includes(select.value));
   });
-  document.getElementById("shown").textContent = `${least.value}: ${count} edges`;
+  part("shown").textContent = `${least.value}: ${count} edges`;
 };
 select.onchange = least.oninput = show;
 show();
-</script></body></html>
+})();
+</script></div>
 """

@@ -218,7 +218,7 @@ def _task(job: Job) -> Task:
 
 def _figures(job: Job) -> list[str]:
     """The figures whose sidecars name this notebook."""
-    sidecars = {path: json.loads(path.read_bytes()) for path in paths.FIGURES.glob("*.json")}
+    sidecars = {path: json.loads(path.read_bytes()) for path in paths.FIGURES.glob("[0-9]*.json")}
     return sorted(path.stem for path, s in sidecars.items() if s["notebook"] == job.source.stem)
 
 

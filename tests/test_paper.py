@@ -84,6 +84,8 @@ def printed(path: Path) -> str:
 
 def test_runs_then_rests_then_reruns_only_what_changed(root, capsys):
     assert set(stale(capsys)) == {"01_first", "02_second"}
+    (root / "figures").mkdir()
+    (root / "figures/models.json").write_text("[]")  # no figure's sidecar
     assert paper.run() == 0
     assert printed(executed(root, "01_first")) == "5 None\n"
     assert "02_second  done in" in capsys.readouterr().err
