@@ -127,6 +127,26 @@ def models() -> str:
     return "\n".join([*lines, "", mask])
 
 
+def areas() -> str:
+    """What our masks take of CIFAR-10's test pictures, a row a network that has a table."""
+    lines = [
+        "| network | pictures | feasible | median area | pieces | confidence, mean change | s |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for path in sorted((ROOT / "data").glob("*_cifar10.json")):
+        if not (BENCH / path.stem / "summary.json").is_file():
+            continue
+        ours = read(BENCH / path.stem)[1]["methods"]["ours"]
+        lines.append(
+            f"| `{path.stem}` | {ours['images']} | {ours['feasible']} "
+            f"| {_with_interval(ours['area_median'], '.1%')} "
+            f"| {ours['components_median']['value']:g} "
+            f"| {ours['confidence_change_mean']['value']:+.3f} "
+            f"| {ours['seconds_median']['value']:.0f} |"
+        )
+    return "\n".join(lines)
+
+
 def notebooks() -> str:
     """Figure -> notebook -> command -> minutes, from the figures' sidecars and the last run."""
     lines = ["| figure | notebook | command | minutes |", "|---|---|---|---|"]
@@ -147,6 +167,7 @@ BLOCKS = {
     "digits": digits,
     "benchmark": benchmark,
     "models": models,
+    "areas": areas,
     "networks": networks,
     "notebooks": notebooks,
 }
