@@ -73,14 +73,14 @@ def item(reference: str, *, task: Task) -> dict:
     reading = channels.read(model, image)
     chosen = choose(reading, task.ranking, channels=task.nodes, means=others.means)
     graph = build(model, reading, chosen, ranking=task.ranking, means=others.means)
-    found = time.perf_counter() - ready
+    took = time.perf_counter() - ready
     rows = circuit_evaluate.evaluate(model, image, others, task.plan, roads=roads)
     cuts = path_patching.cut_edges(model, reading, graph, ablation.fill(model, "mean", others))
     record = {
         **inputs,
         "label_index": reading.label,
         "seconds": round(time.perf_counter() - started, 3),
-        "circuit_seconds": round(found, 3),  # of which the circuit alone
+        "circuit_seconds": round(took, 3),  # of which the circuit alone
         "rows": rows,
         "edges": path_patching.correlations(graph, cuts),
     }

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms.functional import to_pil_image
 
-from minexp import circuit_html, figures, paths, samples, taps
+from minexp import cache, circuit_html, figures, paths, samples, taps
 from minexp.channels import read
 from minexp.circuit import CHANNELS, build, choose
 from minexp.classifier import Classifier, folded
@@ -22,14 +22,13 @@ from minexp.config import ExplainConfig, default_preset, preset
 from minexp.masking import apply_mask
 from minexp.minimality import without_cells
 from minexp.models import load_model
-from minexp.references import open_reference, stem
-from minexp.results import explain_to_files, read_mask
+from minexp.references import open_reference
+from minexp.results import read_mask, read_result
 from minexp.search import Target, search
 from minexp.sufficiency import CHECK_SEED, Judge, noise_kept, probability
 
 IMAGE, MODEL = "bundled:coffee", "efficientnet_lite0"
 FOLDER = paths.FIGURES / "landing"
-DRAWS = {"draws": 32, "seed": CHECK_SEED}  # of noise, as results have it
 RISE = 0.002  # of confidence: a step of the slider tops every smaller mask by so much,
 GROWTH = 1.25  # or is so many times as large as the step before
 
@@ -39,9 +38,8 @@ def write(folder: Path = FOLDER) -> None:
     model = load_model(MODEL)
     image, digest = open_reference(IMAGE, model)
     config = preset(default_preset(model.size, len(model.mean)))
-    out = paths.home() / "explanations" / MODEL
-    result, _ = explain_to_files(IMAGE, model, config, out)
-    found = read_mask(out / f"{stem(IMAGE)}.json")
+    path = cache.explanation(IMAGE, model, config)
+    result, found = read_result(path), read_mask(path)
     made = {
         "command": "python -m minexp.landing",
         "image": IMAGE,

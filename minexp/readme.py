@@ -8,7 +8,7 @@ import re
 
 from minexp import goals
 from minexp.paths import FIGURES, ROOT, write_text
-from minexp.summary import read
+from minexp.summary import read, with_interval
 
 README = ROOT / "README.md"
 BENCH = FIGURES / "bench"
@@ -35,7 +35,7 @@ def photographs() -> str:
     lines += [
         "",
         f"Feasible: {ours['feasible']} of {ours['images']}. "
-        f"Median area {_with_interval(ours['area_median'], '.1%')}; "
+        f"Median area {with_interval(ours['area_median'], '.1%')}; "
         f"median pieces {ours['components_median']['value']:g}. "
         f"Label kept on {ours['noise_kept_mean']['value']:.1%} of 32 fresh Gaussian backgrounds "
         f"on average, {worst:.0%} on the worst photograph. "
@@ -58,7 +58,7 @@ def digits() -> str:
         ours = measured[method]
         lines.append(
             f"| {names[method]} | {ours['label_kept'] / ours['images']:.0%} "
-            f"| {_with_interval(ours['area_mean'], '.2%')} "
+            f"| {with_interval(ours['area_mean'], '.2%')} "
             f"| {ours['confidence_change_mean']['value']:+.3f} "
             f"| {ours['noise_kept_mean']['value']:.0%} | {ours['feasible']} of {ours['images']} "
             f"| {ours['seconds_median']['value']:.1f} |"
@@ -77,7 +77,7 @@ def benchmark() -> str:
     ]
     quiet, freed = "ours+noise_draws=0+robustness=0", few["methods"]
     passes = {k: numbers["methods"]["ours"][f"{k}_passes_median"] for k in ("forward", "backward")}
-    areas = [_with_interval(freed[quiet + at]["area_median"], ".1%") for at in ("", "@label")]
+    areas = [with_interval(freed[quiet + at]["area_median"], ".1%") for at in ("", "@label")]
     return (
         f"{goals.table(goals.reached(rows, numbers, few))}\n\n"
         f"Of {numbers['images']} photographs {finished['ours']} under confidence and "
@@ -139,7 +139,7 @@ def areas() -> str:
         ours = read(BENCH / path.stem)[1]["methods"]["ours"]
         lines.append(
             f"| `{path.stem}` | {ours['images']} | {ours['feasible']} "
-            f"| {_with_interval(ours['area_median'], '.1%')} "
+            f"| {with_interval(ours['area_median'], '.1%')} "
             f"| {ours['components_median']['value']:g} "
             f"| {ours['confidence_change_mean']['value']:+.3f} "
             f"| {ours['seconds_median']['value']:.0f} |"
@@ -181,11 +181,6 @@ def render(text: str) -> str:
         text,
         flags=re.DOTALL,
     )
-
-
-def _with_interval(estimate: dict[str, float], form: str) -> str:
-    low, high = format(estimate["low"], form), format(estimate["high"], form)
-    return f"{format(estimate['value'], form)} (95 % interval {low} to {high})"
 
 
 if __name__ == "__main__":

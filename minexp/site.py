@@ -35,9 +35,9 @@ def build(out: Path = OUT) -> Path:
         RunError: a package of the extra ``site``, or what the first page shows, is missing; or
             Sphinx fails or warns, as of a link that leads nowhere.
     """
-    mathjax()
     if out.exists() and any(out.iterdir()) and not (out / ".buildinfo").exists():
         raise InputError(f"{out}: not empty, and no site; expected a folder for the site alone")
+    mathjax()
     shutil.rmtree(out, ignore_errors=True)
     with tempfile.TemporaryDirectory(prefix="minexp-site-") as folder:
         sources, memory = Path(folder) / "sources", Path(folder) / "doctrees"
@@ -121,7 +121,7 @@ def substitutions() -> dict[str, str]:
     networks = json.loads((FIGURES / "models.json").read_text(encoding="utf-8"))
     return {
         "photographs": str(ours["images"]),
-        "area": _with_interval(ours["area_median"]),
+        "area": summary.with_interval(ours["area_median"], ".1%"),
         "noise": f"{ours['noise_kept_mean']['value']:.0%}",
         "rival": rival.replace("_", " "),
         "rival_area": f"{numbers['methods'][rival]['area_median']['value']:.0%}",
@@ -169,11 +169,6 @@ def broken_links(site: Path) -> list[str]:
             if not target.exists() or lost:
                 broken.append(f"{path.name}: {link}")
     return broken
-
-
-def _with_interval(estimate: Mapping[str, float]) -> str:
-    value, low, high = (f"{estimate[name]:.1%}" for name in ("value", "low", "high"))
-    return f"{value} (95 % interval {low} to {high})"
 
 
 _LANDING = """<div class="landing">

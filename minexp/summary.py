@@ -253,6 +253,12 @@ def shown(estimate: Mapping | None, form: str) -> str:
     return f"{value} [{low}, {high}]"
 
 
+def with_interval(estimate: Mapping, form: str) -> str:
+    """An estimate and its interval in words, for prose."""
+    value, low, high = (format(estimate[name], form) for name in ("value", "low", "high"))
+    return f"{value} (95 % interval {low} to {high})"
+
+
 def read(folder: Path) -> tuple[list[dict], dict]:
     """A finished benchmark's rows, their cells as numbers, booleans or text, and its summary.
 
