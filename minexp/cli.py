@@ -165,5 +165,6 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"))
     p.add_argument("--jobs", type=int, default=1)
     p.add_argument("--list", action="store_true", help="what would run, and why")
+    p.add_argument("--check", action="store_true", help="is what is committed up to date?")
     p.add_argument("--force", action="store_true")
     return parser

@@ -293,8 +293,7 @@ def paper(options: argparse.Namespace) -> int:
 
     if options.jobs < 1:
         raise InputError(f"jobs={options.jobs}: expected an integer >= 1")
-    only = [number for number in options.only.split(",") if number]
-    return paper.run(
-        options.profile, only, dict(options.p),
-        jobs=options.jobs, list_only=options.list, force=options.force,
-    )  # fmt: skip
+    asked = options.profile, [n for n in options.only.split(",") if n], dict(options.p)
+    if options.check:
+        return paper.check(*asked)
+    return paper.run(*asked, jobs=options.jobs, list_only=options.list, force=options.force)

@@ -8,7 +8,6 @@ is planned, not (as doit's ``file_dep`` would) once a notebook has finished: a f
 notebooks run must make them stale, not pass for what they ran with.
 """
 
-import hashlib
 import json
 import logging
 import os
@@ -30,8 +29,9 @@ from doit.exceptions import TaskFailed
 from doit.reporter import ZeroReporter
 from doit.task import Task
 from doit.tools import config_changed
+from tqdm import tqdm
 
-from minexp import imports, paths
+from minexp import imports, paths, provenance
 from minexp.errors import InputError
 from minexp.parameters import checked, declared, require_known
 
@@ -82,7 +82,7 @@ def plan(profile: str, only: Iterable[str], overrides: Mapping[str, Any]) -> lis
     chosen = {str(number).zfill(2) for number in only} or set(sources)
     require_known("notebook", chosen, sources, "--only")
     require_known("parameter", overrides, [name for n in chosen for name in known[n]], "-p")
-    shared, jobs = _digests(_shared_files()) | _versions(), []
+    shared, jobs = provenance.digests(_shared_files()) | _versions(), []
     for number in sorted(chosen):
         source = sources[number]
         given = {"profile": profile, **settings.get(number, {}), **overrides}
@@ -91,7 +91,8 @@ def plan(profile: str, only: Iterable[str], overrides: Mapping[str, Any]) -> lis
             for name, wanted in known[number].items()
         }
         files = [source, *imports.used(source), *_tables(values)]
-        inputs = shared | _digests(files) | {f"parameter {k}": v for k, v in values.items()}
+        stated = {f"parameter {name}": value for name, value in values.items()}
+        inputs = shared | provenance.digests(files) | stated
         jobs.append(Job(source, paths.FIGURES / "executed" / source.name, values, inputs))
     return jobs
 
@@ -101,11 +102,6 @@ def _tables(values: Mapping[str, Any]) -> list[Path]:
     named = [name for v in values.values() for name in (v if isinstance(v, list) else [v])]
     folders = [p for p in (paths.FIGURES / "bench").glob("*/") if p.name in named]
     return [file for folder in folders for file in folder.glob("*.*")]
-
-
-def _digests(files: Iterable[Path]) -> dict[str, str]:
-    digests = {path: hashlib.sha256(path.read_bytes()).hexdigest()[:16] for path in sorted(files)}
-    return {os.path.relpath(path, paths.ROOT): digest for path, digest in digests.items()}
 
 
 def _versions() -> dict[str, str]:
@@ -141,7 +137,8 @@ def execute(job: Job) -> dict[str, Any] | TaskFailed:
     with tempfile.TemporaryDirectory(prefix="minexp-") as sockets:
         ipc = {"transport": "ipc", "ip": f"{sockets}/k"} if len(sockets) < 90 else {}
         options = {
-            "kernel_name": "python3", "language": "python", "progress_bar": False,
+            "kernel_name": "python3", "language": "python",
+            "progress_bar": {"desc": job.source.stem, "leave": False},  # of its cells
             # not papermill's cwd=, which would move this process under its other threads
             "resources": {"metadata": {"path": str(job.source.parent)}},
             "config": Config({"KernelManager": ipc}),
@@ -156,7 +153,8 @@ def execute(job: Job) -> dict[str, Any] | TaskFailed:
     nbformat.write(_without_run_metadata(done, nbformat.read(job.source, 4)), partial)
     partial.replace(job.executed)
     seconds = time.monotonic() - start
-    record = {"parameters": job.parameters, "seconds": round(seconds, 1), "figures": _figures(job)}
+    record = provenance.record(job.executed, job.inputs)
+    record = {"parameters": job.parameters, "seconds": round(seconds, 1), **record}
     paths.write_text(job.executed.with_suffix(".json"), json.dumps(record, indent=2) + "\n")
     return {"inputs": job.inputs, "seconds": seconds}
 
@@ -207,19 +205,13 @@ class Progress(ZeroReporter):
 
 
 def _say(task: Task, event: str) -> None:
-    print(f"{task.name}  {event}", file=sys.stderr, flush=True)
+    tqdm.write(f"{task.name}  {event}", file=sys.stderr)  # above the progress bars
 
 
 def _task(job: Job) -> Task:
     fresh, quiet = [config_changed(job.inputs)], {"capture": False}
     targets = [str(path) for path in (job.executed, *_made(job))]
     return Task(job.source.stem, [(execute, [job])], targets=targets, uptodate=fresh, io=quiet)
-
-
-def _figures(job: Job) -> list[str]:
-    """The figures whose sidecars name this notebook."""
-    sidecars = {path: json.loads(path.read_bytes()) for path in paths.FIGURES.glob("[0-9]*.json")}
-    return sorted(path.stem for path, s in sidecars.items() if s["notebook"] == job.source.stem)
 
 
 def _made(job: Job) -> list[Path]:
@@ -241,6 +233,15 @@ def _state(job: Job, record: Dependency, force: bool) -> str:
     gone = [path.name for path in (job.executed, *_made(job)) if not path.exists()]
     why = f"changed: {', '.join(changed)}" if changed else f"{', '.join(gone)} is missing"
     return f"would run: {'forced' if force else why if old else 'it has not run yet, or failed'}"
+
+
+def check(profile: str, only: Iterable[str], parameters: Mapping[str, Any]) -> int:
+    """Print of every notebook whether what is committed of it is up to date; 1 if one is not."""
+    planned = plan(profile, only, parameters)
+    found = [provenance.stale(job.executed, job.inputs) for job in planned]
+    for job, why in zip(planned, found, strict=True):
+        print(f"{job.source.stem}  {why or 'up to date'}")
+    return int(any(found))
 
 
 def run(profile: str = "quick", only: Iterable[str] = (),

@@ -12,6 +12,7 @@ import nbformat
 import pytest
 
 from minexp import paper, paths
+from minexp.cli import main
 from minexp.errors import InputError
 
 PARAMETERS = "steps: int = 4  # how many\nwho: str | None = None\nrate: float = 0.5"
@@ -88,7 +89,8 @@ def test_runs_then_rests_then_reruns_only_what_changed(root, capsys):
     (root / "figures/models.json").write_text("[]")  # no figure's sidecar
     assert paper.run() == 0
     assert printed(executed(root, "01_first")) == "5 None\n"
-    assert "02_second  done in" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "02_second  done in" in said and "02_second: 100%" in said
     assert stale(capsys) == {}
 
     before = {n: executed(root, n).stat().st_mtime_ns for n in ("01_first", "02_second")}
@@ -111,6 +113,25 @@ def test_two_forced_runs_give_the_same_bytes(root):
     assert b"papermill" not in first and b"iopub" not in first
     assert b'"name": "stderr"' not in first
     assert str(root / "notebooks") in first.decode()  # a notebook runs in its own folder
+
+
+def test_what_is_committed_is_checked_without_the_machines_memory(root, capsys, monkeypatch):
+    assert main(["paper", "--check"]) == 1
+    assert capsys.readouterr().out == "01_first  not run\n02_second  not run\n"
+    (root / "figures").mkdir()
+    (root / "figures/02_a.json").write_text('{"notebook": "02_second"}')
+    (root / "figures/02_a.png").write_bytes(b"drawn")
+    assert paper.run() == 0
+    (root / ".doit.json").unlink()
+    monkeypatch.setattr(paper, "version", lambda name: "another")
+    assert main(["paper", "--check"]) == 0
+    assert main(["paper", "--check", "--only", "1", "-p", "steps", "7"]) == 1
+    capsys.readouterr()
+    (root / "minexp/plots.py").write_text("pass")
+    (root / "figures/02_a.png").write_bytes(b"retouched")
+    assert main(["paper", "--check"]) == 1
+    said = "02_second  stale: minexp/plots.py, figures/02_a.png"
+    assert capsys.readouterr().out == f"01_first  up to date\n{said}\n"
 
 
 def test_a_failure_is_reported_and_only_it_is_resumed(root, capsys):

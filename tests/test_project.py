@@ -32,8 +32,8 @@ ORDER = [
     "circuit_evaluate", "circuit_item", "circuit_compare", "goals", "claims", "variants",
     "suites", "bench", "sanity", "sanity_run", "style", "plots", "comparison_plots",
     "circuit_plots", "abductive_plots", "drawing", "circuit_html", "figures", "circuit_table",
-    "circuit_run", "catalogue", "imports", "parameters", "paper", "readme", "landing", "site",
-    "commands", "cli",
+    "circuit_run", "catalogue", "imports", "parameters", "provenance", "paper", "readme",
+    "landing", "site", "commands", "cli",
 ]  # fmt: skip
 FREE = {"__init__", "__main__"}
 
