@@ -22,8 +22,9 @@ test: $(STAMP) ## run the tests
 test-slow: $(STAMP) ## run the tests that take minutes
 	$(BIN)/python -m pytest -m slow
 
-lint: $(STAMP) ## check code and notebooks with ruff
+lint: $(STAMP) ## check code and notebooks with ruff, the package's types with mypy
 	$(BIN)/ruff check .
+	$(BIN)/mypy
 
 readme: $(STAMP) ## write the README's measured numbers from the files commands wrote
 	$(BIN)/python -m minexp.readme
@@ -34,7 +35,7 @@ lock: ## write both locks anew from pyproject.toml (needs uv)
 	uv pip compile --universal --generate-hashes -c requirements.lock --python-version 3.11 --no-header --no-annotate -q - -o requirements-site.lock
 
 clean: ## remove the environment and caches; figures and weights stay
-	rm -rf .venv .doit* .pytest_cache .ruff_cache build *.egg-info
+	rm -rf .venv .doit* .pytest_cache .ruff_cache .mypy_cache build *.egg-info
 	find minexp tests notebooks -name __pycache__ -prune -exec rm -rf {} +
 	find notebooks -name .ipynb_checkpoints -prune -exec rm -rf {} +
 	rm -f figures/executed/*.partial.ipynb

@@ -103,13 +103,15 @@ def explain(
     if order not in ORDERS:
         raise InputError(f"order {order!r}: expected one of {', '.join(ORDERS)}")
     started = time.perf_counter()
-    masks = units(*image.shape[-2:], side).repeat(1, image.shape[1])  # (U, n_0)
+    height, width = image.shape[-2:]
+    masks = units(height, width, side).repeat(1, image.shape[1])  # (U, n_0)
     if wrong := [unit for unit in keep if not 0 <= unit < len(masks)]:
         raise InputError(f"keep {wrong[:3]}: expected units from 0 to {len(masks) - 1}")
     verifier = Verifier(module, image, lower, upper, seed=seed)
     search = _Search(verifier, masks, budget or Budget(), on_step)
     search.run([unit for unit in ranked(verifier, masks, order) if unit not in set(keep)])
     needed = sorted(search.needed)
+    assert verifier.label is not None  # it was given or found
     return Abduction(
         label=verifier.label,
         side=side,
@@ -201,8 +203,8 @@ class _Search:
         """The longest run that an attack on several lengths at once leaves standing, at least 1."""
         if len(pending) < 2:
             return 1
-        lengths = torch.logspace(0, torch.tensor(len(pending)).log10().item(), LENGTHS)
-        lengths = sorted({max(1, min(round(n.item()), len(pending))) for n in lengths})
+        even = torch.logspace(0, torch.tensor(len(pending)).log10().item(), LENGTHS)
+        lengths = sorted({max(1, min(round(n.item()), len(pending))) for n in even})
         boxes = [self.verifier.box(self.open(pending[:n])) for n in lengths]
         values = self.attacked(boxes)[1]
         standing = [n for n, value in zip(lengths, values, strict=True) if value > 0]
@@ -231,7 +233,7 @@ class _Search:
             for unit, point, value in zip(near, points, values.tolist(), strict=True):
                 answer = self.verifier.confirmed(point) if value <= 0 else None
                 if answer is not None:
-                    self.needed[unit] = answer.witness
+                    self.settle(unit, answer.witness)
                     hits += 1
             pending = [unit for unit in pending if unit not in self.needed]
             if 2 * hits < len(near):

@@ -134,8 +134,8 @@ def explain_digit(
         "code_sha256": records.code_digest(CODE),
     }
     path = out / f"{index}.abductive.json"
-    if not force and (found := _finished(path, inputs)) is not None:
-        return found, False
+    if not force and (kept := _finished(path, inputs)) is not None:
+        return kept, False
     lower, upper = abductive.domain(image, plan.eps)
     found = abductive.explain(
         model.module, image, lower, upper, side=plan.side, order=plan.order,

@@ -85,6 +85,7 @@ def _recomputed(part: nn.Module, tokens: Tensor) -> tuple[Tensor, Tensor]:
     """The attention (1, H, T, T) on tokens (1, T, D), and the output (1, T, D) it leads to."""
     if isinstance(part, nn.MultiheadAttention):
         return part(tokens, tokens, tokens, average_attn_weights=False)[::-1]
+    assert isinstance(part, Attention)  # PLAIN has no third
     packed = part.qkv(tokens).unflatten(2, (3, part.num_heads, -1))  # (1, T, 3, H, D/H)
     q, k, v = packed.permute(2, 0, 3, 1, 4)  # (1, H, T, D/H) each
     attention = (part.scale * part.q_norm(q) @ part.k_norm(k).transpose(2, 3)).softmax(3)
@@ -130,11 +131,12 @@ def to_patches(model: Classifier, matrix: Tensor) -> Tensor:
 
 def _layout(model: Classifier) -> tuple[tuple[int, int], int, bool]:
     """The grid of patches, the number of tokens before it, and whether the first is classified."""
-    for part in model.module.modules():  # the transformer may lie inside one's own module
+    parts: Iterable = model.module.modules()
+    for part in parts:  # the transformer may lie inside one's own module
         if isinstance(part, VisionTransformer):
             return (part.image_size // part.patch_size,) * 2, 1, True
         grid = getattr(getattr(part, "patch_embed", None), "grid_size", None)
         if grid is not None and hasattr(part, "num_prefix_tokens"):
             token = getattr(part, "has_class_token", False) and part.global_pool == "token"
-            return tuple(grid), part.num_prefix_tokens, token
+            return (grid[0], grid[1]), part.num_prefix_tokens, token
     raise InputError(f"{model.name}: no grid of patches; expected timm's or torchvision's ViT")

@@ -112,9 +112,12 @@ def _pairs(folder: str, setting: Setting) -> list[tuple[str, str]]:
 def _item(item: tuple[str, str], *, task: _Task) -> tuple[list[dict], dict | None]:
     """The rows of one image × method, and what was refused."""
     reference, folder = item
-    ours = isinstance(task.methods[folder], ExplainConfig)
+    setting = task.methods[folder]
     try:
-        rows = (_ours if ours else _peer)(reference, folder, task)
+        if isinstance(setting, ExplainConfig):
+            rows = _ours(reference, folder, setting, task)
+        else:
+            rows = _peer(reference, folder, setting, task)
     except InputError as error:
         return [], {"image": _name(reference), "method": folder, "error": str(error)}
     return [{name: row.get(name, "") for name in COLUMNS} for row in rows], None
@@ -138,8 +141,8 @@ def _common(reference: str, pair: tuple[str, str], result: Mapping) -> dict:
     }
 
 
-def _ours(reference: str, folder: str, task: _Task) -> list[dict]:
-    config, out, label = task.methods[folder], task.out / folder, asked(folder, reference)
+def _ours(reference: str, folder: str, config: ExplainConfig, task: _Task) -> list[dict]:
+    out, label = task.out / folder, asked(folder, reference)
     cost = task.out / "costs" / folder / f"{stem(reference)}.json"
     if task.table_only:
         result = results.finished(reference, jobs.model(task.model), config, out, label=label)
@@ -167,12 +170,14 @@ def _ours(reference: str, folder: str, task: _Task) -> list[dict]:
     return [row]
 
 
-def _peer(reference: str, method: str, task: _Task) -> list[dict]:
+def _peer(reference: str, method: str, criteria: tuple[str, ...], task: _Task) -> list[dict]:
     make = peers.finished if task.table_only else partial(peers.judge, force=task.force)
     record = make(reference, jobs.model(task.model), method, task.out)
+    if not record:
+        return []
     return [
         _common(reference, (method, criterion), record) | record["criteria"][criterion]
-        for criterion in (task.methods[method] if record else ())
+        for criterion in criteria
     ]
 
 

@@ -36,7 +36,7 @@ class Layers:
 
     def preactivations(self, x: Tensor) -> list[Tensor]:
         """Each layer's output before its ReLU (B, n_k) for inputs (B, n_0); the last is f(x)."""
-        found = []
+        found: list[Tensor] = []
         for weight, bias in zip(self.weights, self.biases, strict=True):
             x = (found[-1].relu() if found else x) @ weight.T + bias
             found.append(x)
@@ -58,7 +58,9 @@ def as_layers(module: nn.Module, shape: Sequence[int]) -> Layers:
     if not isinstance(module, nn.Sequential):
         raise InputError(f"{type(module).__name__}: bounds need a Sequential of Conv2d, Linear, "
                          "ReLU and Flatten; mnist_cnn_small is one")  # fmt: skip
-    weights, biases, shape, fresh = [], [], tuple(shape), True
+    weights: list[Tensor] = []
+    biases: list[Tensor] = []
+    shape, fresh = tuple(shape), True
     for part in module:
         if isinstance(part, nn.ReLU):
             if not weights or fresh:
@@ -104,10 +106,10 @@ def _matrix(part: nn.Module, shape: tuple[int, ...]) -> tuple[Tensor, Tensor, tu
                              "take a smaller network, such as mnist_cnn_small")  # fmt: skip
         units = torch.eye(_size(shape)).double().view(-1, *shape)
         images = nn.functional.conv2d(units, weight, **settings).flatten(1)  # (n_{k-1}, n_k)
-    bias = torch.zeros(out).double()
+    offset = torch.zeros(out).double()
     if part.bias is not None:
-        bias += part.bias.detach().double()[:, None, None]
-    return images.T.contiguous(), bias.flatten(), tuple(out)
+        offset += part.bias.detach().double()[:, None, None]
+    return images.T.contiguous(), offset.flatten(), tuple(out)
 
 
 def margins(layers: Layers, label: int) -> Layers:
@@ -198,7 +200,8 @@ def relax(layers: Layers, lower: Tensor, upper: Tensor, *, steps: int = 0) -> Re
     The first layer's are exact, the others by CROWN. ``steps`` of optimised slopes tighten those
     of the ReLUs without a known sign; each ReLU gets slopes of its own.
     """
-    low, high = [], []
+    low: list[Tensor] = []
+    high: list[Tensor] = []
     for k in range(len(layers.widths)):
         both = torch.cat([layers.weights[k], -layers.weights[k]])[None]  # (1, 2 n_k, n_{k-1})
         bias = torch.cat([layers.biases[k], -layers.biases[k]])[None]

@@ -8,6 +8,7 @@ begin at full resolution, as 32 x 32 pixels ask for: no stride in a stem, no poo
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import timm
 from timm.layers import HybridEmbed
@@ -69,7 +70,7 @@ class Provable(nn.Sequential):
                 low, high = middle - spread, middle + spread
             else:
                 low, high = part(low), part(high)
-        last = self[-1]
+        last: Any = self[-1]
         rows = last.weight - last.weight[labels][:, None]  # (N, 10, n), of f_j - f_label
         middle = (rows * ((high + low) / 2)[:, None]).sum(2)
         spread = (rows.abs() * ((high - low) / 2)[:, None]).sum(2)
@@ -102,7 +103,8 @@ def mnist_vit() -> nn.Module:
 def resnet18_cifar10() -> nn.Module:
     """ResNet-18 (He et al., CVPR 2016) of half the width: (N, 3, 32, 32) -> (N, 10)."""
     widths = (32, 64, 128, 256)
-    module = ResNet(BasicBlock, (2, 2, 2, 2), num_classes=10, channels=widths)
+    block: Any = BasicBlock  # the class, where timm's annotation asks for an instance
+    module: Any = ResNet(block, (2, 2, 2, 2), num_classes=10, channels=widths)
     module.conv1 = nn.Conv2d(3, 32, 3, padding=1, bias=False)
     module.bn1 = nn.BatchNorm2d(32)
     module.maxpool = nn.Identity()
@@ -117,7 +119,7 @@ def mobilenetv3_cifar10() -> nn.Module:
     Its classifier starts near zero: no normalisation stands before it, and by timm's start the
     logits are so large that the first epochs go into taking them back.
     """
-    module = timm.create_model("mobilenetv3_large_075", pretrained=False, num_classes=10)
+    module: Any = timm.create_model("mobilenetv3_large_075", pretrained=False, num_classes=10)
     module.conv_stem.stride = (1, 1)
     module.classifier.weight.data.mul_(0.01)
     return module

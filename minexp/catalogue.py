@@ -23,7 +23,7 @@ def check(names: Sequence[str] | None = None) -> Iterator[dict]:
     """
     for name in models.available() if names is None else names:
         entry = models.entry(name)
-        row = {"name": name, "family": entry.family, "source": entry.source}
+        row: dict = {"name": name, "family": entry.family, "source": entry.source}
         row |= {"licence": entry.licence, "reason": None}
         try:
             entry.weights()

@@ -120,5 +120,6 @@ def _score(ranking: str, activation: Tensor, gradient: Tensor, mean: Tensor | No
         return energy(activation) * energy(gradient)
     if ranking == "attribution":
         return attribution(activation, gradient).abs()
+    assert mean is not None  # see :func:`scores`
     departure = (maps(activation) - mean[None, :, None]) * maps(gradient)  # (N, C, positions)
     return departure.abs().sum(2) if ranking == "departure_gradient" else departure.sum(2)

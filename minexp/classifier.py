@@ -119,7 +119,7 @@ def wrap(
         module=frozen,
         mean=tuple(map(float, mean)),
         std=tuple(map(float, std)),
-        size=tuple(size),
+        size=(size[0], size[1]),
         class_names=tuple(map(str, class_names)),
         taps=(),
         transform=transform or standard_transform(size, mean, std),
@@ -157,7 +157,7 @@ def _frozen_copy(module: nn.Module) -> nn.Module:
         ) from error
     for part in frozen.modules():
         if getattr(part, "inplace", False) is True:
-            part.inplace = False  # it would overwrite the activation a tap has just read
+            part.inplace = False  # type: ignore[assignment]  # else it overwrites what a tap read
     return frozen
 
 
@@ -169,7 +169,7 @@ def standard_transform(
     Resized (bicubic) until it covers (H, W), its centre cropped.
     """
     gray = [Grayscale()] if len(mean) == 1 else []
-    scale = _Cover(tuple(size))
+    scale = _Cover((size[0], size[1]))
     return Compose([*gray, scale, CenterCrop(size), ToTensor(), Normalize(mean, std)])
 
 

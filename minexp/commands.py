@@ -90,7 +90,7 @@ def _references(given: list[str]) -> list[str]:
     from minexp import images
     from minexp.references import is_path
 
-    references = []
+    references: list[str] = []
     for item in given:
         listed = is_path(item) and not item.endswith(".json")  # circuit takes results too
         references += map(str, images.list_images(item)) if listed else [item]

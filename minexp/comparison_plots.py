@@ -67,9 +67,8 @@ def forest(
         for ax, (quantity, methods) in zip(axes[0], estimates.items(), strict=True):
             for place, name in enumerate(names):
                 _whisker(ax, methods[name], place, name == reference)
-            if reference is not None and methods[reference] is not None:
-                value = methods[reference]["value"]
-                ax.axvline(value, color=PALETTE["ours"], linewidth=0.6, linestyle="--")
+            if reference is not None and (own := methods[reference]) is not None:
+                ax.axvline(own["value"], color=PALETTE["ours"], linewidth=0.6, linestyle="--")
             known = [one["low"] for one in methods.values() if one is not None]
             if quantity.startswith(("area", "pieces")) and min(known, default=0) > 0:
                 ax.set_xscale("log")

@@ -5,6 +5,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from types import MappingProxyType
+from typing import Any
 
 from minexp.errors import InputError
 
@@ -137,11 +138,12 @@ class ExplainConfig:
 
 
 def _is_number(value: object) -> bool:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    return number and not abs(value) > 1e300  # larger integers are no floats; nan passes on
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return not abs(value) > 1e300  # larger integers are no floats; nan passes on
 
 
-def configure(config: ExplainConfig, changes: Mapping[str, object]) -> ExplainConfig:
+def configure(config: ExplainConfig, changes: Mapping[str, Any]) -> ExplainConfig:
     """``config`` with fields changed by name: a loss weight's, or one of ExplainConfig's own.
 
     The paper's short names (:data:`ALIASES`) serve too: ``tv`` is ``total_variation``. ``taps``

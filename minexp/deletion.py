@@ -125,7 +125,7 @@ def _by_need(judge: Judge, mask: Tensor, parts: list[Tensor]) -> list[Tensor]:
         trials = mask * ~torch.stack(some)
         _, confidence, holds = judge.on_fill(trials)
         kept = holds.nonzero().flatten().tolist()
-        leads = judge.hardest(trials[kept]) if kept else []
+        leads: Tensor | list = judge.hardest(trials[kept]) if kept else []
         for i, margin in zip(kept, leads, strict=True):
             if margin > 0:
                 left = (float(confidence[i]) - judge.lowest) / spare

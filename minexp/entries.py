@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
@@ -49,7 +50,7 @@ def timm_entry(name: str, architecture: str) -> Entry:
     if not timm.is_model(architecture):
         raise _unknown(name, "timm", base, timm.list_models())
     try:
-        config = timm.get_pretrained_cfg(architecture, allow_unregistered=False)
+        config: Any = timm.get_pretrained_cfg(architecture, allow_unregistered=False)
     except RuntimeError as error:  # a tag that is none, or a name of an older timm
         tagged = timm.list_models(f"{base}.*", pretrained=True)
         raise _unknown(name, "timm", architecture, tagged or timm.list_models()) from error
@@ -134,11 +135,12 @@ def _timm_classifier(
 
 def _imagenet_names(module: nn.Module) -> tuple[str, ...]:
     """The classes' names where the classes are a known part of ImageNet, else their numbers."""
+    count: Any = module.num_classes
     subset = timm.data.infer_imagenet_subset(module)
     if subset is None:
-        return tuple(f"class {k}" for k in range(module.num_classes))
+        return tuple(f"class {k}" for k in range(count))
     info = timm.data.ImageNetInfo(subset)
-    return tuple(info.index_to_description(k).split(",")[0] for k in range(module.num_classes))
+    return tuple(info.index_to_description(k).split(",")[0] for k in range(count))
 
 
 def torchvision_entry(name: str, architecture: str) -> Entry:
@@ -267,9 +269,10 @@ def _trained_classifier(name: str, taps: Taps, path: Path | None) -> Classifier:
 def inverted_residuals(module: nn.Module) -> tuple[str, ...]:
     """EfficientNet, MobileNetV3: a stage of inverted residuals ends in a linear projection; its
     last map after a non-linearity is the one before. One stage a resolution, and the head's."""
-    last = {stage: f"blocks.{stage}.{len(module.blocks[stage]) - 1}.bn2" for stage in range(6)}
+    parts: Any = module.blocks
+    last = {stage: f"blocks.{stage}.{len(parts[stage]) - 1}.bn2" for stage in range(6)}
     if hasattr(module, "bn2"):  # EfficientNet: the last stage, and the head's map
-        return (last[1], last[2], last[4], f"blocks.6.{len(module.blocks[6]) - 1}.bn2", "bn2")
+        return (last[1], last[2], last[4], f"blocks.6.{len(parts[6]) - 1}.bn2", "bn2")
     return (last[1], last[2], last[4], last[5], "blocks.6.0.bn1")
 
 
@@ -285,7 +288,8 @@ def stages(_module: nn.Module) -> tuple[str, ...]:
 
 def blocks(module: nn.Module) -> tuple[str, ...]:
     """A transformer's blocks, tokens (N, T, D)."""
-    return tuple(f"blocks.{block}" for block in range(len(module.blocks)))
+    parts: Any = module.blocks
+    return tuple(f"blocks.{block}" for block in range(len(parts)))
 
 
 def relus(module: nn.Module) -> tuple[str, ...]:

@@ -37,7 +37,7 @@ def _imported(tree: ast.AST) -> Iterator[str]:
         elif isinstance(node, ast.ImportFrom) and node.module == "minexp":
             yield "__init__"
             yield from (_module(alias.name) for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("minexp."):
+        elif isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("minexp."):
             yield node.module.removeprefix("minexp.")
         elif isinstance(node, ast.Attribute) and ast.unparse(node.value) == "minexp":
             yield _module(node.attr)

@@ -20,7 +20,8 @@ def whiten(module: nn.Module, x: Tensor) -> None:
         x: its normalised training pictures (N, C, H, W).
     """
     stem = next(m for m in module.modules() if isinstance(m, nn.Conv2d))
-    filters, channels, *kernel = stem.weight.shape
+    filters, channels, *sides = stem.weight.shape
+    kernel = tuple(sides)
     patches = F.unfold(x[:: max(1, len(x) // PICTURES)], kernel, stride=2).double()  # (N, C k k, L)
     covariance = torch.einsum("npl,nql->pq", patches, patches) / (len(patches) * patches.shape[2])
     variances, vectors = torch.linalg.eigh(covariance)  # ascending

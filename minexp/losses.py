@@ -7,6 +7,7 @@ docstring gives the paper's form.
 """
 
 from collections.abc import Mapping
+from typing import cast
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -38,7 +39,8 @@ def activation(
             f"taps differ: {sorted(reference)} against {sorted(explained)}, "
             f"weights for {sorted(alphas)}"
         )
-    return sum(alphas[tap] * _distance(reference[tap], explained[tap]) for tap in reference)
+    terms = (alphas[tap] * _distance(reference[tap], explained[tap]) for tap in reference)
+    return cast(Tensor, sum(terms))
 
 
 def _distance(a: Tensor, b: Tensor) -> Tensor:

@@ -96,7 +96,8 @@ def smallest_areas(
     if unknown := set(criteria) - set(CRITERIA):
         raise InputError(f"criteria {sorted(unknown)}: expected some of {', '.join(CRITERIA)}")
     own = probabilities(model, image)[0, label]
-    ranks, found = _ranks(saliency), {}
+    ranks = _ranks(saliency)
+    found: dict[str, Tensor] = {}
     counts = [_pixels(area, saliency.numel()) for area in AREAS[:-1]]  # 1.0 needs no test
     for start in range(0, len(counts), BATCH):
         masks = _first(ranks, counts[start : start + BATCH])

@@ -163,6 +163,8 @@ def _own(name: str) -> Classifier:
 def _imported(path: Path) -> ModuleType:
     name = f"minexp_own_{path.stem}"  # not the stem alone: torch.py must not hide torch
     spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise InputError(f"--model: {path} is no Python file; expected path/to/file.py:factory")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses and pickle look there
     spec.loader.exec_module(module)

@@ -2,6 +2,7 @@
 
 import operator
 from enum import Enum, auto
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -36,7 +37,7 @@ _POOLS = (
 )
 _NORMS = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm)
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-_FUNCTIONS = {
+_FUNCTIONS: dict[Kind, set] = {
     Kind.SAME: {
         *(functional.relu, functional.relu6, functional.gelu, functional.silu, functional.mish),
         *(functional.elu, functional.leaky_relu, functional.hardswish, functional.dropout),
@@ -54,7 +55,7 @@ _FUNCTIONS = {
     Kind.PERMUTE: {torch.permute},
     Kind.AVERAGE: {torch.mean, torch.amax},
 }
-_METHODS = {
+_METHODS: dict[Kind, set] = {
     Kind.SAME: {"relu", "relu_", "tanh", "clamp", "contiguous", "to", "type_as", "clone"},
     Kind.SIGMOID: {"sigmoid"},
     Kind.ADD: {"add", "add_"},
@@ -69,7 +70,7 @@ _METHODS = {
 def kind(traced: Traced, node: fx.Node) -> Kind:
     """What ``node`` does; UNKNOWN where this file has no word for it."""
     if node.op == "call_module":
-        return _of_module(traced.module.get_submodule(node.target))
+        return _of_module(traced.module.get_submodule(str(node.target)))
     table = {"call_function": _FUNCTIONS, "call_method": _METHODS}.get(node.op, {})
     return next((found for found, known in table.items() if node.target in known), Kind.UNKNOWN)
 
@@ -89,6 +90,6 @@ def _of_module(part: nn.Module) -> Kind:
     return Kind.SAME if isinstance(part, _POOLS) or name in ACTIVATIONS else Kind.UNKNOWN
 
 
-def constant(traced: Traced, argument: object) -> Tensor:
+def constant(traced: Traced, argument: Any) -> Tensor:
     """The value of an argument: what a node gave on the image, or the argument itself."""
     return traced.values[argument] if isinstance(argument, fx.Node) else argument

@@ -38,7 +38,9 @@ def declared(source: Path) -> dict[str, Parameter]:
 def _declaration(line: Any) -> tuple[str, Parameter]:
     default = ast.literal_eval(line.value)
     if isinstance(line, ast.Assign):
-        return line.targets[0].id, Parameter(default, (type(default).__name__,))
+        targets: list = line.targets
+        (target,) = targets  # a = b = 1, or one without an id, is refused by the caller
+        return target.id, Parameter(default, (type(default).__name__,))
     types = re.sub(r"\[[^|]*\]", "", ast.unparse(line.annotation))  # list[str] is a list
     return line.target.id, Parameter(default, tuple(types.replace("None", "NoneType").split(" | ")))
 

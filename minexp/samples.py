@@ -41,7 +41,8 @@ def bundled_images() -> dict[str, Path]:
     found = {}
     for name, (package, file, _) in BUNDLED.items():
         spec = importlib.util.find_spec(package)
-        root = spec.submodule_search_locations[0] if spec else package
+        places = spec.submodule_search_locations if spec else None
+        root = places[0] if places else package
         found[name] = Path(root) / file
         if not found[name].is_file():
             raise RunError(

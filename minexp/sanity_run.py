@@ -92,13 +92,16 @@ def _entries(
 
 
 def _entry(
-    stage: tuple[int, str, Classifier, ExplainConfig], own: Tensor, image: Tensor, method: str
+    stage: tuple[int, str, Classifier, ExplainConfig],
+    own: Tensor | None,
+    image: Tensor,
+    method: str,
 ) -> dict:
     """What a stage's network explains, beside ``own``, the intact one's map (1, 1, H, W)."""
     count, layer, network, config = stage
     saliency, about = _explained(network, image, method, config)
     entry = {"layers": count, "layer": layer, **about, **dict.fromkeys(SIMILARITIES)}
-    if saliency is None:
+    if own is None or saliency is None:
         return entry
     areas = (own.mean().item(), saliency.mean().item()) if method == "ours" else (sanity.TOP,) * 2
     return entry | sanity.similarities(own, saliency) | {"chance": sanity.chance_dice(*areas)}
@@ -110,7 +113,7 @@ def _explained(
     """The map of a network's own decision, None if its output is not finite; and about it."""
     with torch.no_grad():
         logits = model(image)
-    about = {"decision_index": None, "confidence": None, "feasible": None, "area": None}
+    about: dict = {"decision_index": None, "confidence": None, "feasible": None, "area": None}
     if not logits.isfinite().all():
         return None, about
     label = int(logits.argmax())

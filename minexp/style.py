@@ -21,7 +21,7 @@ PALETTE = {
 COLUMN_WIDTH = 3.4  # inches, one column of a two-column page
 PAGE_WIDTH = 7.0  # inches, both columns
 
-_RC = {
+_RC: dict = {
     "figure.dpi": 110,
     "savefig.dpi": 200,
     "font.size": 8,

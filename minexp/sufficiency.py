@@ -69,7 +69,7 @@ def noise_kept(
         background = gaussian_background(model, min(BATCH, draws - start), generator)
         with torch.no_grad():
             logits = model(apply_mask(image, mask, background))
-        kept += (logits.argmax(1) == label).sum().item()
+        kept += int((logits.argmax(1) == label).sum())
     return kept / draws if draws else float("nan")
 
 

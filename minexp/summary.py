@@ -142,9 +142,9 @@ def interval(values: Sequence[float], statistic: Callable) -> dict[str, float] |
     """Percentile bootstrap, seeded: the same values give the same interval; None without values."""
     if not len(values):
         return None
-    values = np.asarray(values, dtype=float)
-    low, high = np.percentile(statistic(values[_draws(len(values))], axis=1), [2.5, 97.5])
-    return {"value": float(statistic(values)), "low": float(low), "high": float(high)}
+    array = np.asarray(values, dtype=float)
+    low, high = np.percentile(statistic(array[_draws(len(array))], axis=1), [2.5, 97.5])
+    return {"value": float(statistic(array)), "low": float(low), "high": float(high)}
 
 
 @cache

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -26,7 +27,7 @@ class Traced:
     """
 
     module: fx.GraphModule
-    values: dict[fx.Node, object]
+    values: dict[fx.Node, Any]
     taps: dict[str, fx.Node]
     inside: dict[fx.Node, str]
 

@@ -172,7 +172,7 @@ def _fit(
     optimizers = _optimizers(module, plan)
     steps = plan.epochs * math.ceil(len(x) / plan.batch)
     schedules = [_schedule(optimizer, plan, steps) for optimizer in optimizers]
-    parts = [module, *optimizers, *schedules]
+    parts: list = [module, *optimizers, *schedules]
     log = _resume(state, plan, parts)
     module.to(memory_format=torch.channels_last)  # a fifth faster on a processor
     for epoch in range(len(log), plan.epochs):
@@ -186,7 +186,7 @@ def _fit(
                 loss = loss + module.penalty(inputs, labels, epoch / plan.epochs)
             module.zero_grad()
             loss.backward()
-            for part in (*optimizers, *schedules):
+            for part in parts[1:]:
                 part.step()
             right += (logits.argmax(1) == labels).sum().item()
             total += loss.item() * len(chosen)
@@ -204,12 +204,12 @@ def _fit(
 
 
 def _optimizers(module: nn.Module, plan: Recipe) -> list[torch.optim.Optimizer]:
-    settings = {"lr": plan.learning_rate, "weight_decay": plan.weight_decay}
+    settings: dict = {"lr": plan.learning_rate, "weight_decay": plan.weight_decay}
     parameters = {key: p for key, p in module.named_parameters() if p.requires_grad}
     if plan.optimizer == "sgd":
         flat = [p for p in parameters.values() if p.ndim == 1]
         times = FASTER if plan.fast else 1
-        groups = [
+        groups: list[dict] = [
             {"params": [p for p in parameters.values() if p.ndim > 1]},
             {"params": flat, "lr": plan.learning_rate * times,
              "weight_decay": plan.weight_decay / times},
@@ -217,7 +217,7 @@ def _optimizers(module: nn.Module, plan: Recipe) -> list[torch.optim.Optimizer]:
         return [torch.optim.SGD(groups, momentum=0.85, nesterov=True, **settings)]
     if plan.optimizer == "adamw":
         return [torch.optim.AdamW(parameters.values(), **settings)]
-    last = {id(p) for p in module.get_classifier().parameters()}
+    last = {id(p) for p in module.get_classifier().parameters()}  # type: ignore[operator]
     inner = {
         key: p for key, p in parameters.items()
         if p.ndim in (2, 4) and p.shape[1] > 3 and id(p) not in last
@@ -230,7 +230,7 @@ def _schedule(
     optimizer: torch.optim.Optimizer, plan: Recipe, steps: int
 ) -> torch.optim.lr_scheduler.OneCycleLR:
     highest = [group["lr"] for group in optimizer.param_groups]
-    linear = {
+    linear: dict = {
         "pct_start": 0.2, "anneal_strategy": "linear", "cycle_momentum": False,
         "div_factor": 20, "final_div_factor": 1,
     }  # fmt: skip

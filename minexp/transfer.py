@@ -8,6 +8,7 @@ is the paper's ||W_{d,s}||_1 (section 3.3) where one convolution joins the two.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -96,12 +97,13 @@ def _norm(traced: Traced, node: fx.Node, found: Found) -> Tensor:
     matrix, part = _main(node, found), _part(traced, node)
     scale = torch.ones_like(matrix[:, 0]) if part.weight is None else part.weight.detach().abs()
     if isinstance(part, nn.modules.batchnorm._BatchNorm):
-        scale = scale / (part.running_var + part.eps).sqrt()
+        variance: Any = part.running_var  # not None: wrap refuses statistics of the batch
+        scale = scale / (variance + part.eps).sqrt()
     return scale[:, None] * matrix
 
 
 def _add(traced: Traced, node: fx.Node, found: Found) -> Tensor:
-    matrices = [found[other] for other in node.args if other in found]
+    matrices = [found[other] for other in _arguments(traced, node) if other in found]
     rows = max(len(matrix) for matrix in matrices)
     if any(len(matrix) not in (1, rows) for matrix in matrices):
         raise unknown(traced, node)
@@ -110,7 +112,7 @@ def _add(traced: Traced, node: fx.Node, found: Found) -> Tensor:
 
 def _scale(traced: Traced, node: fx.Node, found: Found) -> Tensor:
     """A product: of a gate and what it gates, or with a constant; a quotient by a constant."""
-    first, second = node.args[:2]
+    first, second = _arguments(traced, node)[:2]
     if isinstance(first, fx.Node) and isinstance(second, fx.Node):
         main, gate = _gated(traced, node, found)
         factor = constant(traced, gate)
@@ -125,7 +127,7 @@ def _scale(traced: Traced, node: fx.Node, found: Found) -> Tensor:
 
 def _gated(traced: Traced, node: fx.Node, found: Found) -> tuple[fx.Node, fx.Node]:
     """What is gated, and the gate: a constant, the smaller of the two, or the sigmoid."""
-    first, second = node.args[:2]
+    first, second = _arguments(traced, node)[:2]
     for main, gate in ((first, second), (second, first)):
         if main in found and gate not in found:
             return main, gate
@@ -164,8 +166,8 @@ def _axis(traced: Traced, node: fx.Node, shape: torch.Size, channels: int) -> in
 
 
 def _concatenate(traced: Traced, node: fx.Node, found: Found) -> Tensor:
-    axis = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else 0)
-    if axis != 1:
+    parts, *dim = _arguments(traced, node, "dim")
+    if node.kwargs.get("dim", dim[0] if dim else 0) != 1:
         raise unknown(traced, node)
     columns = next(iter(found.values())).shape[1]
     return torch.cat(
@@ -173,7 +175,7 @@ def _concatenate(traced: Traced, node: fx.Node, found: Found) -> Tensor:
             found[other]
             if other in found
             else traced.values[other].new_zeros(traced.values[other].shape[1], columns)
-            for other in node.args[0]
+            for other in parts
         ]
     )
 
@@ -208,7 +210,7 @@ def unknown(traced: Traced, node: fx.Node, *_) -> InputError:
     where = traced.inside.get(node) or "the network"
     what = node.target if isinstance(node.target, str) else node.target.__name__
     if node.op == "call_module":
-        where, what = node.target, type(_part(traced, node)).__name__
+        where, what = str(node.target), type(_part(traced, node)).__name__
     return InputError(
         f"cannot compose the weights through {where!r}: how {what} maps channels is not known; "
         "edges by gradients need no weights"
@@ -219,8 +221,16 @@ def _refuse(traced: Traced, node: fx.Node, _found: Found) -> Tensor:
     raise unknown(traced, node)
 
 
-def _part(traced: Traced, node: fx.Node) -> nn.Module:
-    return traced.module.get_submodule(node.target)
+def _part(traced: Traced, node: fx.Node) -> Any:
+    """The submodule that ``node`` calls; which attributes it has follows from the node's kind."""
+    return traced.module.get_submodule(str(node.target))
+
+
+def _arguments(traced: Traced, node: fx.Node, *known: str) -> tuple[Any, ...]:
+    """Its arguments by position; a keyword not ``known``, such as alpha, has no rule here."""
+    if node.kwargs.keys() - set(known):
+        raise unknown(traced, node)
+    return node.args
 
 
 _RULES: dict[Kind, Callable[[Traced, fx.Node, Found], Tensor]] = {

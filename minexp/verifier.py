@@ -73,7 +73,7 @@ class Verifier:
         self.layers = margins(layers, self.label)
         self.generator = torch.Generator().manual_seed(self.seed)
         self.points = self.x[None]  # (S, n_0)
-        self.leaves: dict[int, splitting.Cases] = {}
+        self.leaves: dict[int, splitting.Cases | None] = {}
 
     def box(self, free: Tensor) -> tuple[Tensor, Tensor]:
         """The box (n_0,), (n_0,) in which the inputs ``free`` (n_0,) bool vary."""

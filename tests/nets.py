@@ -1,5 +1,7 @@
 """Small networks that several tests of circuits share."""
 
+from typing import ClassVar
+
 import torch
 from torch import nn
 
@@ -56,6 +58,17 @@ class Twisted(nn.Module):
 
 
 class Inner(nn.Module):
+    OPERATIONS: ClassVar = {
+        "branch": lambda x: x,
+        "cumsum": lambda x: x.cumsum(1),
+        "square": lambda x: x * x.relu(),
+        # what a keyword says must not be lost
+        "alpha": lambda x: torch.add(x, x.relu(), alpha=5),
+        "other": lambda x: torch.add(x, other=x.relu()),
+        "factor": lambda x: torch.mul(x, other=x.sigmoid()),
+        "floor": lambda x: torch.div(x, 2, rounding_mode="floor"),
+    }
+
     def __init__(self, kind):
         super().__init__()
         self.kind = kind
@@ -63,4 +76,4 @@ class Inner(nn.Module):
     def forward(self, x):
         if self.kind == "branch" and x.sum() > 0:
             return x
-        return x.cumsum(1) if self.kind == "cumsum" else x * x.relu()
+        return self.OPERATIONS[self.kind](x)

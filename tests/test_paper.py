@@ -294,7 +294,9 @@ def test_exactly_one_cell_is_tagged_parameters(root, tagged):
         paper.run()
 
 
-@pytest.mark.parametrize("cell", ["steps = len('a')", "import os", "steps: int", "steps = ("])
+@pytest.mark.parametrize(
+    "cell", ["steps = len('a')", "import os", "steps: int", "steps = (", "steps = who = 3"]
+)
 def test_parameters_are_literals(root, cell):
     write(root, "01_first", parameters=cell)
     with pytest.raises(InputError, match="may hold only lines `name: type = literal`"):

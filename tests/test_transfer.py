@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 import torch
-from nets import Gated, Twisted, made
+from nets import Gated, Inner, Twisted, made
 from torch import Tensor, nn
 
 from minexp import models, taps, tracing, transfer
@@ -132,7 +132,7 @@ def test_every_family_composes_from_tap_to_tap(name):
         assert list(found.shape) == sizes and found.isfinite().all() and (found >= 0).all()
 
 
-@pytest.mark.parametrize("kind", ["branch", "cumsum", "square"])
+@pytest.mark.parametrize("kind", Inner.OPERATIONS)
 def test_what_cannot_be_composed_is_named(picture, kind):
     net = made(Twisted, kind)
     with pytest.raises(InputError, match="'inner'"):
