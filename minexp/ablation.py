@@ -22,10 +22,12 @@ Fill = Callable[[str, Tensor], Tensor]  # a tap's or shortcut's name, its output
 class Reference:
     """What other images do to the network: what is put where a channel is taken out.
 
-    ``means``: tap or shortcut -> (C,), over images and positions. ``images`` (R, C, H, W).
+    ``means``: tap or shortcut -> (C,), over images and positions. ``images`` (R, C, H, W);
+    ``labels`` (R,), what the network makes of them.
     """
 
     images: Tensor
+    labels: Tensor
     means: dict[str, Tensor]
 
 
@@ -41,7 +43,10 @@ def reference(model: Classifier, images: Sequence[Tensor], roads: Roads | None =
         for name, value in _values(model, image, roads).items():
             mean = value[0].flatten(1).mean(1) if value.ndim > 2 else value[0]
             sums[name] = sums[name] + mean if name in sums else mean
-    return Reference(torch.cat(list(images)), {name: s / len(images) for name, s in sums.items()})
+    together = torch.cat(list(images))
+    with torch.no_grad():
+        labels = torch.cat([model(image.to(model.device)).argmax(1) for image in images])
+    return Reference(together, labels, {name: s / len(images) for name, s in sums.items()})
 
 
 def _values(model: Classifier, image: Tensor, roads: Roads | None) -> dict[str, Tensor]:
@@ -87,8 +92,8 @@ def run(
 
     Each circuit keeps the channels that are on in its row of ``keep[tap]`` (N, C), the others give
     ``filled``. Kept channels are computed from what the ablated ones before them left. Taps that
-    are not named stay whole. With ``roads`` the shortcuts around the named taps are closed too:
-    the same channels where they are the tap's own, else whole, whatever the circuit keeps.
+    are not named stay whole. With ``roads`` the same channels are closed in the shortcuts around
+    the named taps too.
     """
     count = len(next(iter(keep.values())))
     parts = []
@@ -99,9 +104,7 @@ def run(
         changes = {tap: _change(tap, mask, filled) for tap, mask in rows.items()}
         if roads is not None:
             around = [shortcut for shortcut in roads.shortcuts if shortcut.tap in rows]
-            closed = {
-                s.name: _change(s.name, rows[s.tap] if s.same else None, filled) for s in around
-            }
+            closed = {s.name: _change(s.name, rows[s.tap], filled) for s in around}
             parts.append(roads.run(images, changes, closed))
             continue
         with torch.no_grad(), taps.replace(model.module, changes):
@@ -109,14 +112,12 @@ def run(
     return torch.cat(parts)
 
 
-def _change(name: str, keep: Tensor | None, filled: Fill) -> Callable[[Tensor], Tensor]:
-    """Keep some channels (N, C), none if None, and fill the others."""
+def _change(name: str, keep: Tensor, filled: Fill) -> Callable[[Tensor], Tensor]:
+    """Keep some channels (N, C), and fill the others."""
 
     def change(output: Tensor) -> Tensor:
-        replaced = filled(name, output)
-        if keep is None:
-            return replaced
-        return torch.where(keep.reshape(*keep.shape, *(1,) * (output.ndim - 2)), output, replaced)
+        mask = keep.reshape(*keep.shape, *(1,) * (output.ndim - 2))
+        return torch.where(mask, output, filled(name, output))
 
     return change
 

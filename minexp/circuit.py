@@ -95,6 +95,7 @@ def build(
 ) -> nx.DiGraph:
     """The graph of chosen channels, all edges between neighbouring layers, all scores."""
     weighted, untraced = _weighted(model, reading)
+    mean = dict.fromkeys(model.taps) if means is None else means
     graph = nx.DiGraph(
         model=model.name,
         label_index=reading.label,
@@ -110,7 +111,7 @@ def build(
     graph.add_node(target, tap="class", layer=len(model.taps), channel=reading.label)
     for source, destination in zip(model.taps, model.taps[1:], strict=False):
         into = list(chosen[destination])
-        found = edges.backward(reading, source, destination, into)
+        found = edges.backward(reading, source, destination, into, mean[source])
         found |= {name: score[into] for name, score in weighted.get(source, {}).items()}
         _add_edges(
             graph,
@@ -119,7 +120,7 @@ def build(
             {name: score[:, list(chosen[source])] for name, score in found.items()},
         )
     last = model.taps[-1]
-    found = weighted.get(last) or edges.to_class(reading, None, last)
+    found = weighted.get(last, {}) | edges.to_class(reading, None, last, mean[last])
     rows = {name: score[None, list(chosen[last])] for name, score in found.items()}
     _add_edges(graph, _names(last, chosen[last]), [target], rows)
     return graph

@@ -4,7 +4,9 @@ Faithfulness keeps only the circuit and ablates the rest: ``kept``, the label; `
 share of the way from the logit of nothing to the logit of everything. Completeness ablates the
 circuit: ``lost``, the label; ``removed``, the share of that way that goes. Each size is a fraction
 of every layer's channels, the first by a ranking. A share may leave 0 to 1: a circuit without the
-channels that speak against the class says more for it than the whole network does.
+channels that speak against the class says more for it than the whole network does. Circuits here
+are sets of channels of the tapped layers: all edges between them, and all layers that are not
+tapped, stay.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,11 +24,15 @@ from minexp.errors import InputError
 from minexp.shortcuts import Roads
 
 FRACTIONS = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0)
-RANDOM = ("random", "random_energy")  # controls: as many channels; channels of as much energy
-OTHER = (
-    "_other"  # control, by the same ranking for the runner-up class; its kept says *that* label:
-)
-# where it is high too, the ranking can make the network say what it is asked to say
+# Controls: as many channels at random; the last ranking's circuits with every channel exchanged
+# for one of about its energy.
+RANDOM = ("random", "random_energy")
+# Control: the same ranking for a class that has nothing to do with the image; its kept says *that*
+# label. Where it is high too, the ranking can make the network say whatever it is asked to say.
+OTHER = "_other"
+# The ranking as the masked image gives it, the paper's way; what it keeps is of the whole image.
+EXPLANATION = "_explanation"
+EXCHANGED = 8  # channels of neighbouring energies among which random_energy exchanges
 MEASURES = ("kept", "recovered", "lost", "removed")
 
 
@@ -60,36 +66,58 @@ def evaluate(
     plan: Plan | None = None,
     *,
     label: int | None = None,
+    masked: Tensor | None = None,
     roads: Roads | None = None,
 ) -> list[dict]:
     """The rows of one image (1, C, H, W), one for ranking x ablation x shortcuts x fraction.
 
-    ``roads``: also with the shortcuts around the taps closed, by their means; the reference must
-    have been made with them. Rates of controls are means over draws.
+    ``masked``, what an explanation leaves of the image: also circuits by its energies, and by the
+    last ranking on it. ``roads``: also with the shortcuts around the taps closed, by their means;
+    the reference must have been made with them. Rates of controls are means over draws.
     """
     plan = plan or Plan()
     reading = channels.read(model, image, label)
     orders = dict(_orders(model, reading, reference, plan))
+    if masked is not None:
+        seen = channels.read(model, masked, reading.label)
+        for name in dict.fromkeys(("energy", plan.rankings[-1])):
+            scores = channels.scores(seen, name, reference.means)
+            orders[name + EXPLANATION] = (reading.label, [scores])
     rows = []
     around = roads is not None and bool(roads.shortcuts)
     for name, closed in [*((name, None) for name in plan.ablations), *[("mean", roads)] * around]:
         fills = [
-            ablation.fill(model, name, reference, draw=plan.seed + draw, roads=closed)
-            for draw in range(plan.draws if name == "resample" else 1)
+            ablation.fill(model, name, reference, draw=draw, roads=closed)
+            for draw in (_donors(reading, reference, plan) if name == "resample" else (0,))
         ]
+        ends = [_nothing(model, reading, filled, closed) for filled in fills]
         for ranking, (target, draws) in orders.items():
             many = [
-                _curve(model, reading, target, scores, filled, plan, closed)
+                _curve(model, reading, target, scores, filled, nothing, plan, closed)
                 for scores in draws
-                for filled in fills
+                for filled, nothing in zip(fills, ends, strict=True)
             ]
-            for row in _averaged(many, plan.fractions):
-                rows.append(
-                    {"ranking": ranking, "ablation": name, "shortcuts": bool(closed), **row}
-                )
+            about = {"ranking": ranking, "ablation": name, "shortcuts": bool(closed)}
+            rows += [about | row for row in _averaged(many, plan.fractions)]
     if plan.dropped:
         _add_minimality(model, reading, orders, reference, plan, rows)
     return rows
+
+
+def _donors(reading: Reading, reference: Reference, plan: Plan) -> list[int]:
+    """Reference images for resampling, of other labels than the image's where there are any."""
+    count = len(reference.images)
+    apart = (reference.labels != reading.label).nonzero().flatten().tolist() or list(range(count))
+    return [apart[(plan.seed + draw) % len(apart)] for draw in range(plan.draws)]
+
+
+def _nothing(model: Classifier, reading: Reading, filled: Fill, closed: Roads | None) -> Tensor:
+    """The logits (1, K) where no channel of the taps is left."""
+    none = {
+        tap: torch.zeros(1, value.shape[1], dtype=torch.bool, device=value.device)
+        for tap, value in reading.activations.items()
+    }
+    return ablation.run(model, reading.image, none, filled, closed)
 
 
 Order = tuple[int, list[dict[str, Tensor]]]  # the label asked for; a dict tap -> (C,) a draw
@@ -99,9 +127,8 @@ def _orders(
     model: Classifier, reading: Reading, reference: Reference, plan: Plan
 ) -> Iterator[tuple[str, Order]]:
     """Every ranking and control by name."""
-    others = reading.logits[0].clone()
-    others[reading.label] = -torch.inf
-    other = int(others.argmax())
+    classes = reading.logits.shape[1]
+    other = (reading.label + classes // 2) % classes
     second = channels.read(model, reading.image, other)
     for name in plan.rankings:
         yield name, (reading.label, [channels.scores(reading, name, reference.means)])
@@ -111,8 +138,9 @@ def _orders(
     generator = torch.Generator().manual_seed(plan.seed)
     energies = channels.scores(reading, "energy")
     yield "random", (reading.label, [_shuffled(energies, generator) for _ in range(plan.draws)])
-    by_energy = [_energetic(energies, generator) for _ in range(plan.draws)]
-    yield "random_energy", (reading.label, by_energy)
+    last = channels.scores(reading, plan.rankings[-1], reference.means)
+    alike = [_exchanged(last, energies, generator) for _ in range(plan.draws)]
+    yield "random_energy", (reading.label, alike)
 
 
 def _shuffled(energies: Mapping[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
@@ -122,14 +150,16 @@ def _shuffled(energies: Mapping[str, Tensor], generator: torch.Generator) -> dic
     }
 
 
-def _energetic(energies: Mapping[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
-    """Drawn without replacement, each channel with odds of its energy: circuits of about the
-    energy that the circuits by energy have, and other channels (Efraimidis and Spirakis, 2006)."""
+def _exchanged(
+    scores: Mapping[str, Tensor], energies: Mapping[str, Tensor], generator: torch.Generator
+) -> dict[str, Tensor]:
+    """The scores shuffled among channels of neighbouring energies: at every size as many channels
+    of each level of energy as the ranking's own circuit has."""
     found = {}
-    for tap, energy in energies.items():
-        uniform = torch.rand(len(energy), generator=generator, dtype=torch.float64).to(energy)
-        odds = energy.square().clamp_min(torch.finfo(energy.dtype).tiny)
-        found[tap] = uniform.clamp_min(1e-12).log() / odds
+    for tap, score in scores.items():
+        found[tap] = torch.empty_like(score)
+        for group in energies[tap].argsort(descending=True, stable=True).split(EXCHANGED):
+            found[tap][group] = score[group][torch.randperm(len(group), generator=generator)]
     return found
 
 
@@ -139,27 +169,32 @@ def _curve(
     target: int,
     scores: Mapping[str, Tensor],
     filled: Fill,
+    nothing: Tensor,
     plan: Plan,
     closed: Roads | None,
 ) -> dict[str, np.ndarray]:
-    keep = ablation.first(scores, plan.fractions)
+    keep = ablation.first(scores, plan.fractions[1:-1])
     rest = {tap: ~mask for tap, mask in keep.items()}
-    alone = ablation.run(model, reading.image, keep, filled, closed)
-    without = ablation.run(model, reading.image, rest, filled, closed)
-    nothing, everything = alone[0, target], reading.logits[0, target]
-    way = everything - nothing
+    ran = (ablation.run(model, reading.image, k, filled, closed) for k in (keep, rest))
+    inner, without = ran if len(plan.fractions) > 2 else (nothing[:0], nothing[:0])
+    alone = torch.cat([nothing, inner, reading.logits])
+    without = torch.cat([reading.logits, without, nothing])
+    kept = (alone.argmax(1) == target).double().cpu().numpy()
+    if target != reading.label:  # a control's share of a way that may lead nowhere says nothing
+        return {"kept": kept}
+    most, least = reading.logits[0, target], nothing[0, target]
     return {
-        "kept": (alone.argmax(1) == target).double().cpu().numpy(),
-        "recovered": ((alone[:, target] - nothing) / way).double().cpu().numpy(),
-        "lost": (without.argmax(1) != reading.label).double().cpu().numpy(),
-        "removed": ((everything - without[:, target]) / way).double().cpu().numpy(),
+        "kept": kept,
+        "recovered": ((alone[:, target] - least) / (most - least)).double().cpu().numpy(),
+        "lost": (without.argmax(1) != target).double().cpu().numpy(),
+        "removed": ((most - without[:, target]) / (most - least)).double().cpu().numpy(),
     }
 
 
 def _averaged(many: Sequence[Mapping[str, np.ndarray]], fractions: Sequence[float]) -> list[dict]:
-    means = {name: np.mean([curve[name] for curve in many], axis=0) for name in MEASURES}
+    means = {name: np.mean([curve[name] for curve in many], axis=0) for name in many[0]}
     return [
-        {"fraction": fraction, **{name: float(means[name][i]) for name in MEASURES}}
+        {"fraction": fraction, **{name: float(mean[i]) for name, mean in means.items()}}
         for i, fraction in enumerate(fractions)
     ]
 
@@ -173,11 +208,12 @@ def _add_minimality(
     rows: list[dict],
 ) -> None:
     """``needed``: of nodes dropped alone from a circuit, the rest at their means, the share that
-    the logit falls without; ``fall``: by how much of the way to nothing, in the mean."""
+    the logit falls without; ``fall``: by how much of the way to nothing, in the mean. Of the
+    first random circuit too, for what a share means."""
     filled = ablation.fill(model, "mean", reference)
     for row in rows:
         wanted = row["ablation"] == "mean" and not row["shortcuts"] and 0 < row["fraction"] <= 0.3
-        if not wanted or row["ranking"] not in plan.rankings:
+        if not wanted or row["ranking"] not in (*plan.rankings, "random"):
             continue
         keep = ablation.first(orders[row["ranking"]][1][0], [row["fraction"]])
         nothing = {tap: torch.zeros_like(mask) for tap, mask in keep.items()}
@@ -209,6 +245,7 @@ def areas(rows: Sequence[Mapping]) -> list[dict]:
     found = []
     for (ranking, name, closed), points in curves.items():
         x = [point["fraction"] for point in points]
-        under = {m: float(np.trapezoid([p[m] for p in points], x)) for m in MEASURES}
+        known = [m for m in MEASURES if m in points[0]]
+        under = {m: float(np.trapezoid([p[m] for p in points], x)) for m in known}
         found.append({"ranking": ranking, "ablation": name, "shortcuts": closed, **under})
     return found

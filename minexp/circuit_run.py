@@ -14,24 +14,13 @@ from minexp.ablation import Reference
 from minexp.channels import DEPARTURES, Reading, read
 from minexp.circuit import CHANNELS, build, check_choice, choose
 from minexp.circuit_files import write_graphml, write_json
+from minexp.circuit_item import image_of, is_result, network
 from minexp.classifier import Classifier
 from minexp.errors import InputError
 from minexp.masking import apply_mask
 from minexp.paths import write_text
-from minexp.references import beside, open_reference, stem
+from minexp.references import open_reference, stem
 from minexp.results import check_inputs, read_mask, read_result
-
-
-def is_result(given: str) -> bool:
-    """Whether an argument is a result's JSON rather than a picture."""
-    return given.endswith(".json")
-
-
-def image_of(given: str) -> str:
-    """The image reference behind an argument: itself, or the one that a result explains."""
-    if not is_result(given):
-        return given
-    return beside(Path(given), read_result(Path(given))["image"]["path"])
 
 
 def draw(given: Sequence[str], model: Classifier, out: Path, settings: Mapping) -> Iterator[str]:
@@ -54,6 +43,7 @@ def evaluate(
     out: Path,
     settings: Mapping,
     *,
+    taps: Sequence[str] = (),
     n_jobs: int = 1,
     force: bool = False,
 ) -> Iterator[str]:
@@ -64,10 +54,10 @@ def evaluate(
     if settings["share"] is not None:
         raise InputError("--share goes with a drawing; expected --channels with --evaluate")
     jobs.check(n_jobs)
-    pictures = _checked(given, jobs.model(model), settings, out)
-    with tqdm(total=len(pictures), unit="image") as bar:
+    _checked(given, network(model, taps), settings, out)
+    with tqdm(total=len(given), unit="image") as bar:
         summary = circuit_table.evaluate_many(
-            model, pictures, out, ranking=settings["ranking"],
+            model, given, out, taps=taps, ranking=settings["ranking"],
             nodes=settings["channels"] or CHANNELS, n_jobs=n_jobs, force=force,
             on_item=lambda: bar.update(),
         )  # fmt: skip

@@ -35,6 +35,10 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: error: {message}; see {self.prog} --help\n")
 
 
+def _names(text: str) -> list[str]:
+    return [name for name in text.split(",") if name]
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         "minexp",
@@ -132,6 +136,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     p.add_argument("images", nargs="+", metavar="IMAGE|DIR|RESULT.json")
     p.add_argument("--model", default="efficientnet_lite0")
+    p.add_argument("--taps", type=_names, default=[], metavar="LAYER,…", help="default: its own")
     p.add_argument("--ranking", default="energy", help="of channels; see minexp/channels.py")
     p.add_argument("--channels", type=int, help="of each layer; default: 6")
     p.add_argument("--share", type=float, help="or as many as hold this share of its energy")
@@ -162,7 +167,7 @@ def _parser() -> argparse.ArgumentParser:
 
     p = command("paper", commands.paper, "run the notebooks and write the figures")
     p.add_argument("--profile", default="quick", help="quick or paper")
-    p.add_argument("--only", default="", metavar="01,03", help="these notebooks only")
+    p.add_argument("--only", type=_names, default=[], metavar="01,03", help="these notebooks only")
     p.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"))
     p.add_argument("--jobs", type=int, default=1)
     p.add_argument("--list", action="store_true", help="what would run, and why")

@@ -240,17 +240,16 @@ def sanity(options: argparse.Namespace) -> int:
 def circuit(options: argparse.Namespace) -> int:
     import torch
 
-    from minexp import circuit_run, jobs
+    from minexp import circuit_item, circuit_run
 
     settings = {k: getattr(options, k) for k in ("ranking", "channels", "share")}
-    given, out = _references(options.images), options.out.absolute()
+    given, out, taps = _references(options.images), options.out.absolute(), options.taps
     if options.evaluate:
         torch.set_num_threads(1)  # as in every worker
-        lines = circuit_run.evaluate(
-            given, options.model, out, settings, n_jobs=options.jobs, force=options.force
-        )
+        work = {"taps": taps, "n_jobs": options.jobs, "force": options.force}
+        lines = circuit_run.evaluate(given, options.model, out, settings, **work)
     else:
-        lines = circuit_run.draw(given, jobs.model(options.model), out, settings)
+        lines = circuit_run.draw(given, circuit_item.network(options.model, taps), out, settings)
     for line in lines:
         print(line, flush=True)
     return 0
@@ -293,7 +292,7 @@ def paper(options: argparse.Namespace) -> int:
 
     if options.jobs < 1:
         raise InputError(f"jobs={options.jobs}: expected an integer >= 1")
-    asked = options.profile, [n for n in options.only.split(",") if n], dict(options.p)
+    asked = options.profile, options.only, dict(options.p)
     if options.check:
         return paper.check(*asked)
     return paper.run(*asked, jobs=options.jobs, list_only=options.list, force=options.force)

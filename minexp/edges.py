@@ -9,8 +9,9 @@ from minexp.channels import Reading, attribution, energy, maps
 from minexp.tracing import Traced
 from minexp.transfer import matrices, transfer
 
-EDGES = ("structural", "gradient", "cross_layer", "logit")
-BACKWARD = ("cross_layer", "logit")  # these need no weights, so no traceable network
+EDGES = ("structural", "gradient", "cross_layer", "logit", "departure")
+BACKWARD = ("cross_layer", "logit")  # these need no weights, so no traceable network; nor does
+DEPARTURE = "departure"  # this one, but the channels' means over other images
 
 
 def weighted(reading: Reading, traced: Traced, source: str, destination: str) -> dict[str, Tensor]:
@@ -26,18 +27,26 @@ def weighted(reading: Reading, traced: Traced, source: str, destination: str) ->
 
 
 def backward(
-    reading: Reading, source: str, destination: str, channels: Sequence[int]
+    reading: Reading,
+    source: str,
+    destination: str,
+    channels: Sequence[int],
+    mean: Tensor | None = None,
 ) -> dict[str, Tensor]:
-    """The two scores that a backward pass a destination channel gives, each (len(channels), C_s).
+    """The scores that a backward pass a destination channel gives, each (len(channels), C_s).
 
     - ``cross_layer``: |a_s| |d a_d / d a_s| (Rajaram et al., 2024), the destination summed over its
       positions, the product over the source's.
     - ``logit``: a_s times the gradient of the part of the logit's first order that goes through d,
       sum_p (d y / d a_d) a_d, with d y / d a_d held fixed; with its sign.
+    - ``departure``, where the source's ``mean`` (C_s,) over other images is given: the same with
+      a_s less its mean in place of a_s, to first order what the logit loses when the edge carries
+      the mean (edge attribution patching; Syed et al., 2023).
     """
     output, start = reading.activations[destination], reading.activations[source]
     slope = reading.gradients[destination]
-    rows: dict[str, list[Tensor]] = {name: [] for name in BACKWARD}
+    names = BACKWARD if mean is None else (*BACKWARD, DEPARTURE)
+    rows: dict[str, list[Tensor]] = {name: [] for name in names}
     value = maps(start.detach())[0]  # (C_s, positions)
     for channel in channels:
         target = maps(output)[0, channel]
@@ -47,23 +56,30 @@ def backward(
             gradient = torch.zeros_like(value) if found is None else maps(found)[0]
             product = value * gradient
             rows[name].append(product.abs().sum(1) if weight is None else product.sum(1))
+            if weight is not None and mean is not None:
+                rows[DEPARTURE].append(((value - mean[:, None]) * gradient).sum(1))
     return {
         name: torch.stack(found) if found else value.new_zeros(0, len(value))
         for name, found in rows.items()
     }
 
 
-def to_class(reading: Reading, traced: Traced | None, source: str) -> dict[str, Tensor]:
+def to_class(
+    reading: Reading, traced: Traced | None, source: str, mean: Tensor | None = None
+) -> dict[str, Tensor]:
     """Scores of the edges from the last tap's channels to the class, each (C_s,).
 
     ``structural`` is |W_{y,j}| |h_j| (section 3.3), h the last features in which each belongs to
     one channel of ``source``, W the absolute weights composed from there to the logit, summed over
     a channel's features; ``gradient`` the same times |d y / d h_j|; ``logit`` activation times
-    gradient with its sign, and ``cross_layer`` its absolute value position by position.
+    gradient with its sign, ``cross_layer`` its absolute value position by position; ``departure``
+    as ``logit``, of the activation less its ``mean`` (C_s,).
     """
     activation, slope = reading.activations[source].detach(), reading.gradients[source]
     products = maps(activation)[0] * maps(slope)[0]  # (C_s, positions)
     found = {"cross_layer": products.abs().sum(1), "logit": attribution(activation, slope)[0]}
+    if mean is not None:
+        found[DEPARTURE] = ((maps(activation)[0] - mean[:, None]) * maps(slope)[0]).sum(1)
     if traced is None:
         return found
     features, owners, weights = _features(traced, source, reading.label)

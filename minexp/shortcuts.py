@@ -1,7 +1,9 @@
 """The roads around a tap: residual shortcuts through which a masked channel stays open.
 
 Where a tap lies inside a residual branch, taking a channel out of it leaves what the shortcut
-carries past it. Here those shortcuts are found in the traced graph and closed as well.
+carries past it. Where the shortcut's channels are the tap's own, one for one, it is found in the
+traced graph and the same channels are closed in it. Other shortcuts stay: to close them whole would
+take away what no circuit could keep. What lies on both roads is tapped behind the sum.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -21,17 +23,12 @@ Change = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Shortcut:
-    """What a sum (or concatenation) ``join`` adds past ``tap``: the value of ``operand``.
-
-    ``same``: its channels are the tap's own, one for one, so single channels can be closed; else
-    it is closed whole.
-    """
+    """What a sum ``join`` adds past ``tap``, channel by channel: the value of ``operand``."""
 
     name: str
     tap: str
     join: fx.Node
     operand: fx.Node
-    same: bool
 
 
 @dataclass(frozen=True)
@@ -106,27 +103,24 @@ def roads(model: Classifier, image: Tensor) -> Roads:
 
 
 def _around(traced: Traced, tap: str) -> Sequence[Shortcut]:
-    """The operands that do not depend on ``tap``, of joins with one that does."""
+    """The operands without ``tap`` of sums in which another one has its channels, one for one."""
     nodes = list(traced.module.graph.nodes)
     start = next(node for node in nodes if node.op == "placeholder")
     moving, behind = traced.after(start), traced.after(traced.taps[tap])
     found = []
     for node in nodes:
-        if node not in behind or kind(traced, node) not in (Kind.ADD, Kind.CONCATENATE):
+        if node not in behind or kind(traced, node) is not Kind.ADD:
             continue
         inputs = [other for other in node.all_input_nodes if other in moving]
         through = [other for other in inputs if other in behind]
-        for other in inputs:
-            if through and other not in behind:
-                same = _same_channels(traced, tap, node, through[0])
-                found.append(Shortcut(f"{tap}|{node.name}", tap, node, other, same))
+        past = [other for other in inputs if other not in behind]
+        if through and past and _same_channels(traced, tap, through[0]):
+            found += [Shortcut(f"{tap}|{node.name}", tap, node, other) for other in past]
     return found
 
 
-def _same_channels(traced: Traced, tap: str, join: fx.Node, through: fx.Node) -> bool:
-    """Whether channel c of the tap reaches channel c of the sum, and no other."""
-    if kind(traced, join) is not Kind.ADD:
-        return False
+def _same_channels(traced: Traced, tap: str, through: fx.Node) -> bool:
+    """Whether channel c of the tap reaches channel c of the sum's operand, and no other."""
     try:
         matrix = transfer.matrices(traced, traced.taps[tap], through)[through]
     except InputError:

@@ -120,6 +120,25 @@ def test_edges_by_their_definitions(small, reading, whole):
         assert edge["logit"] == pytest.approx((value * through).sum().item(), abs=1e-10)
 
 
+def test_the_departures_edge_is_the_logits_less_what_the_mean_gives(small, reading, whole):
+    """Linear in the source's map: the score of a_s less that of a constant map of its mean."""
+    model, _ = small
+    means = {tap: torch.rand(v.shape[1]).double() for tap, v in reading.activations.items()}
+    graph = circuit.build(model, reading, circuit.nodes_of(whole), means=means)
+    for source, destination, edge in graph.edges(data=True):
+        s, d = graph.nodes[source], graph.nodes[destination]
+        start, mean = reading.activations[s["tap"]], means[s["tap"]][s["channel"]]
+        if d["tap"] == "class":
+            target = reading.gradients["3"][0, s["channel"]].sum()
+            assert edge["departure"] == pytest.approx((edge["logit"] - mean * target).item())
+            continue
+        slope = reading.gradients["3"][0, d["channel"]]
+        total = (slope * reading.activations["3"][0, d["channel"]]).sum()
+        (flow,) = torch.autograd.grad(total, start, retain_graph=True)
+        constant = (mean * flow[0, s["channel"]]).sum().item()
+        assert edge["departure"] == pytest.approx(edge["logit"] - constant, abs=1e-10)
+
+
 def test_the_edges_into_all_destinations_carry_the_sources_attribution(whole):
     """Without a shortcut around the layer, what flows s -> d -> class sums to what s gives."""
     for name, node in whole.nodes(data=True):

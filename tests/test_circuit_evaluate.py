@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+import minexp
 from minexp import (
     ablation,
     channels,
@@ -19,6 +20,8 @@ from minexp import (
     circuit_evaluate,
     circuit_html,
     circuit_table,
+    models,
+    results,
     taps,
 )
 from minexp.circuit_evaluate import Plan
@@ -82,11 +85,54 @@ def test_every_curve_goes_from_nothing_to_everything(rows):
     names = {row["ranking"] for row in rows}
     assert {*channels.RANKINGS, *circuit_evaluate.RANDOM, "departure_other"} <= names
     for row in rows:
-        if row["fraction"] in (0, 1):
+        if row["ranking"].endswith("_other"):
+            assert "recovered" not in row and "lost" not in row
+        elif row["fraction"] in (0, 1):
             assert row["recovered"] == pytest.approx(row["fraction"], abs=1e-4)
             assert row["removed"] == pytest.approx(row["fraction"], abs=1e-4)
-        if row["fraction"] == 1 and not row["ranking"].endswith("_other"):
-            assert row["kept"] == 1
+        if row["fraction"] == 1:
+            assert row["kept"] == (not row["ranking"].endswith("_other"))
+
+
+def test_the_control_asks_for_a_class_that_is_far_from_the_labels(
+    mnist_cnn, digit, reference, rows
+):
+    label = channels.read(mnist_cnn, digit).label
+    other = (label + 5) % 10
+    reading = channels.read(mnist_cnn, digit, other)
+    keep = {
+        tap: set(score.argsort(descending=True)[: round(0.5 * len(score))].tolist())
+        for tap, score in channels.scores(reading, "departure", reference.means).items()
+    }
+    (row,) = [r for r in rows if (r["ranking"], r["ablation"], r["fraction"]) ==
+              ("departure_other", "mean", 0.5)]  # fmt: skip
+    assert row["kept"] == float(by_hand(mnist_cnn, digit, reference, keep).argmax() == other)
+
+
+def test_an_explanations_ranking_keeps_channels_of_the_whole_image(mnist_cnn, digit, reference):
+    masked = digit * (torch.arange(28) < 16)
+    plan = Plan(("energy",), ("mean",), (0.0, 0.3, 1.0), dropped=0)
+    found = circuit_evaluate.evaluate(mnist_cnn, digit, reference, plan, masked=masked)
+    (row,) = [r for r in found if (r["ranking"], r["fraction"]) == ("energy_explanation", 0.3)]
+    label = channels.read(mnist_cnn, digit).label
+    keep = {
+        tap: set(score.argsort(descending=True)[: round(0.3 * len(score))].tolist())
+        for tap, score in channels.scores(channels.read(mnist_cnn, masked, label), "energy").items()
+    }
+    nothing = by_hand(mnist_cnn, digit, reference, {tap: set() for tap in keep})[label]
+    logits = by_hand(mnist_cnn, digit, reference, keep)
+    way = mnist_cnn(digit)[0, label] - nothing
+    assert row["kept"] == float(logits.argmax() == label)
+    assert row["recovered"] == pytest.approx(((logits[label] - nothing) / way).item(), abs=1e-4)
+
+
+def test_resampling_takes_from_images_of_other_labels(mnist_cnn, digit, reference):
+    reading = channels.read(mnist_cnn, digit)
+    for seed in range(len(reference.images)):
+        donors = circuit_evaluate._donors(reading, reference, Plan(seed=seed, draws=2))
+        assert len(set(donors)) == 2 and reading.label not in reference.labels[donors]
+    own = replace(reference, labels=torch.full_like(reference.labels, reading.label))
+    assert circuit_evaluate._donors(reading, own, Plan(draws=2)) == [0, 1]
 
 
 def test_needed_nodes_by_dropping_each(mnist_cnn, digit, reference):
@@ -133,13 +179,17 @@ def test_plans_that_cannot_be_followed(settings, word):
         Plan(**settings)
 
 
-def test_the_random_control_by_energy_prefers_energetic_channels():
+def test_the_control_of_equal_energy_exchanges_neighbours_only():
     generator = torch.Generator().manual_seed(0)
-    energies = {"a": torch.tensor([10.0, 1.0, 1.0, 0.0])}
-    firsts = [
-        int(circuit_evaluate._energetic(energies, generator)["a"].argmax()) for _ in range(100)
-    ]
-    assert firsts.count(0) > 90 and firsts.count(3) == 0
+    energies, scores = ({"a": torch.rand(20, generator=generator)} for _ in range(2))
+    order = energies["a"].argsort(descending=True)
+    seen = set()
+    for _ in range(20):
+        found = circuit_evaluate._exchanged(scores, energies, generator)["a"]
+        for group in order.split(circuit_evaluate.EXCHANGED):
+            assert found[group].sort()[0].equal(scores["a"][group].sort()[0])
+        seen.add(tuple(found.tolist()))
+    assert len(seen) > 15
 
 
 SMALL = Plan(("energy", "departure"), ("mean",), (0.0, 0.2, 1.0), draws=1, dropped=2)
@@ -163,10 +213,42 @@ def test_the_table_of_several_images(tmp_path):
         assert point["kept"]["value"] == pytest.approx(np.mean(cells))
     with (tmp_path / "edges.csv").open(newline="") as file:
         edges = list(csv.DictReader(file))
-    assert len(edges) == 2 * 3
-    inner = [float(row["structural_class"]) for row in edges if "class" not in row["layers"]]
-    assert summary["edges"]["structural_class"]["value"] == pytest.approx(np.mean(inner))
-    assert "| departure |" in circuit_table.table(summary)
+    assert len(edges) == 2 * 3 * 3
+    for kind in summary["edges"]:
+        inner = [
+            float(row["departure_class"])
+            for row in edges
+            if "class" not in row["layers"]
+            and (row["nodes"], row["ablation"]) == (kind["nodes"], kind["ablation"])
+        ]
+        assert kind["departure_class"]["value"] == pytest.approx(np.mean(inner))
+    assert len(summary["edges"]) == 3
+    shown = circuit_table.table(summary)
+    assert "| departure |" in shown and shown.index("(no channel)") < shown.index("| energy |")
+
+
+def test_a_result_is_evaluated_with_its_explanation_and_taps_can_be_named(tmp_path, mnist_cnn):
+    config = minexp.configure(minexp.preset("digits"), {"steps": 30, "minimal": False})
+    results.explain_to_files("mnist:2000", mnist_cnn, config, tmp_path)
+    given, out = [str(tmp_path / "mnist-2000.json")], tmp_path / "table"
+    summary = circuit_table.evaluate_many("mnist_cnn", given, out, SMALL, taps=("1", "3"))
+    assert summary["taps"] == ["1", "3"]
+    rankings = {point["ranking"] for point in summary["curves"]}
+    assert {"energy_explanation", "departure_explanation"} <= rankings
+    with pytest.raises(InputError, match="'9'"):
+        circuit_table.evaluate_many("mnist_cnn", given, out, SMALL, taps=("9",))
+
+
+def test_every_image_has_random_circuits_of_its_own(tmp_path, monkeypatch):
+    true, seeds = circuit_evaluate.evaluate, []
+
+    def evaluate(model, image, others, plan, **settings):
+        seeds.append(plan.seed)
+        return true(model, image, others, plan, **settings)
+
+    monkeypatch.setattr(circuit_evaluate, "evaluate", evaluate)
+    many(tmp_path)
+    assert len(set(seeds)) == 2
 
 
 @pytest.fixture
@@ -227,6 +309,15 @@ def test_reference_images_are_none_of_those_evaluated(mnist_cnn, lite0, monkeypa
     assert "mnist:7" not in circuit_table.others(mnist_cnn, ["mnist:7"])
     assert "bundled:coffee" not in circuit_table.others(lite0, ["bundled:coffee"])
     assert len(circuit_table.others(lite0, [])) == 8
+    with pytest.raises(InputError, match="leave one out"):
+        circuit_table.others(lite0, circuit_table.others(lite0, []))
+
+
+def test_one_more_image_changes_no_reference_image(mnist_cnn):
+    assert circuit_table.others(mnist_cnn, ["mnist:3"]) == circuit_table.others(mnist_cnn, [])
+    net = models.load_model("resnet18_cifar10", weights=None)
+    assert {name.partition(":")[0] for name in circuit_table.others(net, [])} == {"cifar10"}
+    assert len(circuit_table.others(net, ["cifar10:0"])) == circuit_table.REFERENCES
 
 
 # --- two circuits
