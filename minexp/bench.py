@@ -10,9 +10,10 @@ of its own final test; ``noise_kept`` is the share of fresh ones for all alike. 
 network's decision, whichever class was explained. ``insertion`` and ``deletion`` are empty for
 ours: a binary mask ranks nothing. ``removable`` is the share of ``active_cells`` (8 x 8 pixels)
 that can go alone, on the zero fill; of our masks that of the certificate, judged on noise too, if
-there is one. ``drop`` and ``increase`` are those of the confidence when the image is multiplied by
-the map (ours: the mask); ``peak_rss_mib`` is the most
-memory the process held up to the end of that image, never less than for the image before.
+there is one; ``last_area`` that of the mask our search ended with, be it feasible or not, before
+anything is chosen or cut. ``drop`` and ``increase`` are those of the confidence when the image is
+multiplied by the map (ours: the mask); ``peak_rss_mib`` is the most memory the process held up to
+the end of that image, never less than for the image before.
 """
 
 import json
@@ -35,7 +36,7 @@ COLUMNS = (
     *("image", "model", "method", "criterion", "label_index", "correct", "feasible"),
     *("label_kept", "confidence_before", "confidence_after", "area", "components", "noise_kept"),
     *("insertion", "deletion", "seconds", "forward_passes", "backward_passes"),
-    *("removable", "active_cells", "drop", "increase", "threads", "peak_rss_mib"),
+    *("removable", "active_cells", "drop", "increase", "last_area", "threads", "peak_rss_mib"),
 )
 
 
@@ -142,13 +143,14 @@ def _common(reference: str, pair: tuple[str, str], result: Mapping) -> dict:
 
 
 def _ours(reference: str, folder: str, config: ExplainConfig, task: _Task) -> list[dict]:
-    out, label = task.out / folder, asked(folder, reference)
+    model = jobs.model(task.model)
+    out, label = task.out / folder, asked(folder, reference, model)
     cost = task.out / "costs" / folder / f"{stem(reference)}.json"
     if task.table_only:
-        result = results.finished(reference, jobs.model(task.model), config, out, label=label)
+        result = results.finished(reference, model, config, out, label=label)
     else:
         result, made = results.explain_to_files(
-            reference, jobs.model(task.model), config, out, label=label, force=task.force
+            reference, model, config, out, label=label, force=task.force
         )
         if made:
             seen = {"threads": torch.get_num_threads(), "peak_rss_mib": peers.peak_rss_mib()}
@@ -162,6 +164,7 @@ def _ours(reference: str, folder: str, config: ExplainConfig, task: _Task) -> li
         "noise_kept": result["robustness"]["gaussian"]["kept"],
         "drop": metrics.drop(before, after),
         "increase": after > before,
+        "last_area": results.read_history(out / f"{stem(reference)}.json")[-1]["area"],
         **_cost(cost, result),
     }
     if (minimality := result["minimality"]) is not None:

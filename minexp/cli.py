@@ -99,9 +99,10 @@ def _parser() -> argparse.ArgumentParser:
         "--methods",
         help="comma-separated: ours, ours_no_noise, random, centre, gradcam, attention, rollout "
         "(these two of transformers only), integrated_gradients, occlusion, rise, extremal, rex, "
-        "ours_right (of the true class), or ours with settings changed, ours+tv=20+steps=300, or "
-        "the variants figure3, grid, leave_one_out, taps, threshold of minexp/variants.py; "
-        "default: the suite's, without attention, rollout, ours_right, extremal and rex",
+        "ours_right (of the true class), ours_least (of the least likely), or ours with settings "
+        "changed, ours+tv=20+steps=300, or the variants figure3, grid, leave_one_out, taps, "
+        "threshold of minexp/variants.py; "
+        "default: the suite's, without attention, rollout, ours_right, ours_least, extremal, rex",
     )
     p.add_argument("--criterion", help="label or confidence; default: both, digits: confidence")
     p.add_argument("--limit", type=int, help="the first so many images only")
@@ -109,6 +110,7 @@ def _parser() -> argparse.ArgumentParser:
         "--every", default="1", metavar="N[:K]", help="every N-th image from the K-th on, from 0"
     )
     p.add_argument("--wrong", action="store_true", help="only pictures the model names wrongly")
+    p.add_argument("--as-sure", action="store_true", help="rightly named ones as sure as those")
     p.add_argument("--jobs", type=int, default=1)
     p.add_argument("--force", action="store_true")
     p.add_argument(

@@ -193,6 +193,7 @@ def bench(options: argparse.Namespace) -> int:
         options.suite, options.criterion, options.limit,
         methods=options.methods.split(",") if options.methods else None,
         every=_every(options.every), model=options.model, wrong=options.wrong,
+        as_sure=options.as_sure,
     )  # fmt: skip
     torch.set_num_threads(1)  # as in every worker: seconds are compared
     with tqdm(total=len(references) * len(methods), unit="image") as bar:
@@ -204,7 +205,7 @@ def bench(options: argparse.Namespace) -> int:
         numbers = bench.run(
             model, references, methods, options.out, n_jobs=options.jobs, force=options.force,
             table_only=options.table_only, on_item=show,
-            about={"every": options.every, "limit": options.limit, "wrong": options.wrong},
+            about={k: getattr(options, k) for k in ("every", "limit", "wrong", "as_sure")},
         )  # fmt: skip
     for refused in numbers["refused"]:
         print(f"minexp: refused: {' '.join(map(str, refused.values()))}", file=sys.stderr)

@@ -3,7 +3,9 @@
 Each network of a cascade (:mod:`minexp.sanity`) explains its own decision: once the head is
 shuffled, a class's index means nothing. The first entry, of no layer, is the intact network once
 more: for ours with another seed of the search, which says how alike two masks of one decision are.
-``chance`` is the Dice that two masks of such areas have if nothing links them.
+``chance`` is the Dice that two masks of such areas have if nothing links them, ``excess`` the share
+of the way from there to 1. ``blank``: whether the network says of a blank image what it says of the
+picture; where it does, any mask suffices, and an empty one resembles nothing.
 """
 
 import json
@@ -35,8 +37,9 @@ CODE = (  # the files a record depends on
 METHODS = ("ours", *(name for name, peer in peers.PEERS.items() if not peer.areas))
 COLUMNS = (
     *("image", "model", "method", "layers", "layer", "decision_index", "confidence"),
-    *("feasible", "area", *SIMILARITIES, "chance"),
+    *("feasible", "area", "blank", *SIMILARITIES, "chance", "excess"),
 )
+MEANS = (*SIMILARITIES, "chance", "excess", "area", "confidence", "feasible", "blank")
 
 
 def check_image(
@@ -104,7 +107,10 @@ def _entry(
     if own is None or saliency is None:
         return entry
     areas = (own.mean().item(), saliency.mean().item()) if method == "ours" else (sanity.TOP,) * 2
-    return entry | sanity.similarities(own, saliency) | {"chance": sanity.chance_dice(*areas)}
+    alike: dict = sanity.similarities(own, saliency)
+    chance = sanity.chance_dice(*areas)
+    excess = None if chance == 1 else (alike["dice"] - chance) / (1 - chance)
+    return entry | alike | {"chance": chance, "excess": excess}
 
 
 def _explained(
@@ -112,12 +118,13 @@ def _explained(
 ) -> tuple[Tensor | None, dict]:
     """The map of a network's own decision, None if its output is not finite; and about it."""
     with torch.no_grad():
-        logits = model(image)
-    about: dict = {"decision_index": None, "confidence": None, "feasible": None, "area": None}
+        logits, nothing = model(image), model(torch.zeros_like(image))
+    about: dict = dict.fromkeys(("decision_index", "confidence", "feasible", "area", "blank"))
     if not logits.isfinite().all():
         return None, about
     label = int(logits.argmax())
     about |= {"decision_index": label, "confidence": probability(logits, label)}
+    about["blank"] = bool(nothing.isfinite().all()) and int(nothing.argmax()) == label
     if method == "ours":
         found = explain(model, image, config)
         return found.mask, about | {"feasible": found.feasible, "area": found.area}
@@ -169,10 +176,7 @@ def _stages(rows: Sequence[Mapping], method: str) -> list[dict]:
     found = []
     for count, layer in dict.fromkeys((row["layers"], row["layer"]) for row in own):
         here = [row for row in own if row["layers"] == count]
-        means = {
-            name: summary.interval(summary.values(here, name), np.mean)
-            for name in (*SIMILARITIES, "chance", "area")
-        }
+        means = {name: summary.interval(summary.values(here, name), np.mean) for name in MEANS}
         finite = sum(row["dice"] is not None for row in here)
         found.append({"layers": count, "layer": layer, "finite": finite, **means})
     return found
@@ -180,11 +184,15 @@ def _stages(rows: Sequence[Mapping], method: str) -> list[dict]:
 
 def table(numbers: Mapping) -> str:
     """A Markdown table of a summary: a line a method and stage, means [95 % intervals]."""
-    head = "| method | layers shuffled | finite | Spearman | SSIM | Dice | Dice by chance |"
-    lines = [head, "|" + "---|" * 7]
+    head = (
+        "| method | layers shuffled | finite | Spearman | SSIM | Dice | Dice by chance | area "
+        "| blank says the same |"
+    )
+    lines = [head, "|" + "---|" * 9]
     for method, stages in numbers["methods"].items():
         for stage in stages:
-            cells = [summary.shown(stage[name], ".2f") for name in (*SIMILARITIES, "chance")]
+            names = (*SIMILARITIES, "chance", "area", "blank")
+            cells = [summary.shown(stage[name], ".2f") for name in names]
             what = "0 (another seed)" if method == "ours" and not stage["layers"] else ""
             cells = [method, what or str(stage["layers"]), str(stage["finite"]), *cells]
             lines.append(f"| {' | '.join(cells)} |")

@@ -2,13 +2,14 @@
 
 import importlib.util
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cache, partial
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from minexp import cifar, images, jobs, mnist, peers, samples, variants
 from minexp.classifier import Classifier
@@ -27,11 +28,12 @@ A_CLASS = 10  # test pictures of each class, of digits and of CIFAR-10
 MODELS = {"mnist": "mnist_cnn", "cifar10": "resnet18_cifar10"}
 OURS = ("ours_no_noise", "ours")
 RIGHT = "ours_right"  # ours of the true class, whatever the network says
+LEAST = "ours_least"  # its control, of the class that the network finds least likely
 SLOW = ("rex", "extremal")  # by name only: an optional package, and minutes an image
 TRANSFORMERS = ("attention", "rollout")  # by name only: they refuse every other network
 METHODS = (  # cheap ones first
     *(name for name in peers.PEERS if name not in SLOW),
-    *(*OURS, RIGHT, *SLOW),
+    *(*OURS, RIGHT, LEAST, *SLOW),
 )
 Setting = ExplainConfig | tuple[str, ...]  # ours; or the criteria a peer is judged by
 
@@ -45,6 +47,7 @@ def suite(
     every: tuple[int, int] = (1, 0),
     model: str | None = None,
     wrong: bool = False,
+    as_sure: bool = False,
 ) -> tuple[str, list[str], dict[str, Setting]]:
     """The model, the image references and what is to be done with each.
 
@@ -63,6 +66,8 @@ def suite(
             efficientnet_lite0.
         wrong: only pictures whose known class is not the model's decision; of digits and CIFAR-10
             the first ten such test pictures of each class, as far as there are as many.
+        as_sure: for each of these the picture, of all, that the model names rightly with the
+            nearest confidence: what wrong decisions are to be compared with.
 
     Returns:
         (model name, references, folder -> our configuration or a peer's criteria).
@@ -76,15 +81,23 @@ def suite(
         raise InputError(f"every={step}:{start}: expected N >= 1 and 0 <= K < N")
     digits = name == "mnist"
     criteria = (criterion,) if criterion else ("confidence",) if digits else CRITERIA
-    by_name = (*SLOW, *TRANSFORMERS, "ours_no_noise", RIGHT)
+    by_name = (*SLOW, *TRANSFORMERS, "ours_no_noise", RIGHT, LEAST)
     default = OURS if digits else [k for k in METHODS if k not in by_name]
     model = model or MODELS.get(name, "efficientnet_lite0")
     settings = _settings(default if methods is None else methods, criteria, model)
-    found = _misread(name, jobs.model(model)) if wrong else _references(name)
+    found = _found(name, model, wrong, as_sure)
     references = list(islice(islice(found, start, None, step), limit))
     if not references:
         raise InputError(f"every={step}:{start}, wrong={wrong}: no image of {name} is left")
     return model, references, settings
+
+
+def _found(name: str, model: str, wrong: bool, as_sure: bool) -> Iterable[str]:
+    if wrong and as_sure:
+        raise InputError("wrong and as_sure: expected one of the two")
+    if as_sure:
+        return _as_sure(name, jobs.model(model))
+    return _misread(name, jobs.model(model)) if wrong else _references(name)
 
 
 def _references(name: str) -> list[str]:
@@ -119,11 +132,29 @@ def _misread(name: str, model: Classifier) -> Iterator[str]:
     return (reference for pool in wrong for reference in islice(pool, most))
 
 
-@torch.no_grad()
 def _is_misread(model: Classifier, reference: str) -> bool:
     known = truth(reference)
+    return known is not None and known != int(_shares(model, reference).argmax())
+
+
+def _as_sure(name: str, model: Classifier) -> Iterator[str]:
+    """As many pictures named rightly as :func:`_misread` gives, each once; see :func:`suite`."""
+    wrong = list(_misread(name, model))
+    pools = _of_each_class(name) if name in MODELS else [_references(name)]
+    shares = {one: _shares(model, one) for pool in pools for one in pool}
+    right = {one: float(s.max()) for one, s in shares.items() if truth(one) == int(s.argmax())}
+    for reference in wrong[: len(right)]:
+        own = float(shares[reference].max())
+        near = min(right, key=lambda one: abs(right[one] - own))
+        del right[near]
+        yield near
+
+
+@torch.no_grad()
+def _shares(model: Classifier, reference: str) -> Tensor:
+    """The softmax (K,) of a picture's logits."""
     image, _ = open_reference(reference, model)
-    return known is not None and known != int(model(image.to(model.device)).argmax())
+    return model(image.to(model.device))[0].softmax(0)
 
 
 def _settings(names: Sequence[str], criteria: tuple[str, ...], model: str) -> dict[str, Setting]:
@@ -137,7 +168,7 @@ def _settings(names: Sequence[str], criteria: tuple[str, ...], model: str) -> di
     base = preset(default_preset(classifier.size, len(classifier.mean)))
     settings: dict[str, Setting] = {}
     for name in sorted(names, key=_place):
-        if name in METHODS and name not in (*OURS, RIGHT):
+        if name in METHODS and name not in (*OURS, RIGHT, LEAST):
             settings[name] = criteria
             continue
         changes = _changes(name, classifier.taps)
@@ -152,7 +183,8 @@ def _settings(names: Sequence[str], criteria: tuple[str, ...], model: str) -> di
 
 def _check_name(name: str) -> None:
     head, changed, _ = name.partition("+")
-    if head in variants.VARIANTS or head in ("ours", RIGHT) or (head in METHODS and not changed):
+    ours = head in variants.VARIANTS or head in ("ours", RIGHT, LEAST)
+    if ours or (head in METHODS and not changed):
         return
     known = ", ".join((*METHODS, *variants.GROUPS, "taps"))
     raise InputError(
@@ -175,11 +207,13 @@ def _changes(name: str, taps: Sequence[str]) -> dict[str, object]:
     return quiet | own | parse_settings(given, f"method {name!r}:")
 
 
-def asked(method: str, reference: str) -> int | None:
+def asked(method: str, reference: str, model: Classifier) -> int | None:
     """The class that a method of ours explains in an image; None: the network's own decision.
 
     ``method`` is its folder's name. Raises InputError where it is the true one, and unknown.
     """
+    if method.startswith(LEAST):
+        return int(_shares(model, reference).argmin())
     if not method.startswith(RIGHT):
         return None
     known = truth(reference)

@@ -21,7 +21,7 @@ RESAMPLES = 2000
 REFERENCE = "ours"  # what the other methods are paired with
 COLUMNS = (
     *("area", "components", "noise_kept", "seconds", "insertion", "deletion"),
-    *("forward_passes", "backward_passes", "removable", "confidence_change"),
+    *("forward_passes", "backward_passes", "removable", "confidence_change", "last_area"),
 )
 PAIRED = ("area", "seconds")
 NAMES = ("image", "model", "method", "criterion", "layer")  # text, whatever it looks like
@@ -180,22 +180,16 @@ def difference(first: Sequence[float], second: Sequence[float]) -> dict:
 
 
 def by_decision(
-    rows: Sequence[Mapping], criterion: str, confidence: tuple[float, float] = (0.0, 1.0)
+    rows: Sequence[Mapping], criterion: str, column: str = "area"
 ) -> dict[str, list[float]]:
-    """Areas of our feasible masks, each image once: of "wrong" and of "right" decisions.
-
-    Of images whose ``confidence`` in the decision lies in these bounds.
-    """
-    low, high = confidence
+    """A column of our feasible masks, each image once: of "wrong" and of "right" decisions."""
     own = {
         row["image"]: row
         for row in rows
-        if (row["method"], row["criterion"]) == (REFERENCE, criterion)
-        and row["feasible"]
-        and low <= row["confidence_before"] <= high
+        if (row["method"], row["criterion"]) == (REFERENCE, criterion) and row["feasible"]
     }
     return {
-        name: [row["area"] for row in own.values() if row["correct"] is right]
+        name: [row[column] for row in own.values() if row["correct"] is right]
         for name, right in (("wrong", False), ("right", True))
     }
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from minexp import bench, metrics, mnist, peers, references, suites, summary, verification
+from minexp import bench, metrics, mnist, peers, references, results, suites, summary, verification
 from minexp.cli import main
 from minexp.config import configure
 from minexp.errors import InputError, RunError
@@ -16,7 +16,7 @@ from minexp.errors import InputError, RunError
 CSV_COLUMNS = (
     "image,model,method,criterion,label_index,correct,feasible,label_kept,confidence_before,"
     "confidence_after,area,components,noise_kept,insertion,deletion,seconds,forward_passes,"
-    "backward_passes,removable,active_cells,drop,increase,threads,peak_rss_mib"
+    "backward_passes,removable,active_cells,drop,increase,last_area,threads,peak_rss_mib"
 )
 
 
@@ -202,6 +202,7 @@ def test_a_row_is_what_its_result_says(tiny, table):
             "deletion": "",
             "threads": 1,
             "increase": result["explanation_confidence"] > result["confidence"],
+            "last_area": results.read_history(path)[-1]["area"],
         }
         assert {name: row[name] for name in expected} == {k: str(v) for k, v in expected.items()}
         assert verification.verify(path) == []

@@ -92,7 +92,8 @@ def rows(methods, *, images="abcdef", criteria=("confidence", "label"), **cells)
     """A table's rows; the k-th image's area grows with k, every third decision is wrong."""
     return [
         tables.row(image, method, criterion, area=0.05 * (k + 1), components=k + 1, noise_kept=1.0,
-                   correct=k % 3 > 0, confidence_before=0.5 + 0.07 * k, **cells)
+                   correct=k % 3 > 0, confidence_before=0.5 + 0.07 * k, last_area=0.02 * (k + 1),
+                   **cells)
         for method in methods for criterion in criteria for k, image in enumerate(images)
     ]  # fmt: skip
 
@@ -125,7 +126,8 @@ def test_ablations_say_what_each_term_buys(copy):
     figures = ["02_figure3", "02_grid", "02_leave_one_out", "02_taps_threshold"]
     answer = check(copy, "02", figures, *(option(*one) for one in settings.items()))
     assert "both heavy: smaller than both normal" in answer and "not testable here" in answer
-    assert "| 17.5% [7.5%, 27.5%] | **not confirmed** |" in answer, "of activations alone"
+    assert "| 17.5% [7.5%, 27.5%] | **given by the start** |" in answer, "of activations alone"
+    assert "ends at 1.00 [1.00, 1.00] times it | **not confirmed** |" in answer
 
 
 def test_gradcam_is_compared_and_checked(copy, mnist_cnn):
@@ -144,6 +146,7 @@ def test_gradcam_is_compared_and_checked(copy, mnist_cnn):
     answer = check(copy, "03", figures, *(option(*one) for one in settings.items()))
     assert "On **5 of 6 photographs** our mask needs fewer pixels" in answer
     assert "Grad-CAM leaks into the background | 6.1 | no outlines" in answer
+    assert "they preserve the decision | 3.1, 6.1 | 6 of 6 | **demanded by the search**" in answer
 
 
 def test_attention_is_compared(copy):
@@ -163,13 +166,18 @@ def test_attention_is_compared(copy):
 def test_misclassifications_are_tested(copy):
     bench = copy / "figures" / "bench"
     tables.write(bench / "tiny_mixed", rows(["ours"]))
-    tables.write(bench / "tiny_wrong", rows(["ours", "ours_right"], images="ghi"))
+    misread = rows(["ours", "ours_right", "ours_least"], images="ghi", feasible=True)
+    tables.write(bench / "tiny_wrong", misread)
+    tables.write(bench / "tiny_sure", rows(["ours"], images="jkl"))
     settings = {"table": "tiny_mixed", "wrong": "tiny_wrong", "photographs": [], "digits": 1}
+    settings |= {"sure": "tiny_sure"}
     settings |= {"model": "mnist_cnn", "image": "mnist:17", "asked": "3", "absent": "8", "steps": 3}
     figures = ["06_three_classes", "06_digits", "06_right_and_wrong"]
     answer = check(copy, "06", figures, *(option(*one) for one in settings.items()))
-    assert "misclassified images need larger sufficient sets" in answer
+    assert "misclassified images need larger sets | Wu et al. 2024 | delta" in answer
     assert "**3 of 3** have pixels that alone make the network name them rightly" in answer
+    assert "3 of 3 have pixels for the class it finds least likely" in answer
+    assert "with 4 right ones as sure" in answer
     assert "sets of 3 wrong decisions are compared with those of 6 right ones" in answer
 
 

@@ -203,6 +203,12 @@ def test_a_table_of_both_methods(table):
     assert [row["layer"] for row in rows[:3]] == ["", "7", "0"], "names, not numbers"
     for row in rows:
         assert (row["method"] == "ours") == (row["area"] != "")
+        assert row["blank"] in (True, False)
+        if row["chance"] == 1:  # two whole images
+            assert row["excess"] == ""
+        else:
+            share = (row["dice"] - row["chance"]) / (1 - row["chance"])
+            assert row["excess"] == pytest.approx(share)
         if row["method"] == "gradcam" and row["layers"] == 0:
             assert row["ssim"] == pytest.approx(1) and row["dice"] == 1
     for method, stages in numbers["methods"].items():

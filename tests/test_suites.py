@@ -170,6 +170,26 @@ def test_only_what_is_named_wrongly(monkeypatch):
     assert suites.suite("mnist", None, 1, wrong=True, **CHEAP)[1] == expected[:1]
 
 
+def test_right_decisions_are_chosen_to_be_as_sure_as_the_wrong_ones(monkeypatch):
+    everything = suites._of_each_class("mnist")
+    pools = [everything[k][:30] for k in (8, 9)]
+    monkeypatch.setattr(suites, "_of_each_class", lambda name: pools)
+    wrong = suites.suite("mnist", None, None, wrong=True, **CHEAP)[1]
+    chosen = suites.suite("mnist", None, None, as_sure=True, **CHEAP)[1]
+    assert len(set(chosen)) == len(wrong) and not set(chosen) & set(wrong)
+    assert all(own_decision(one) == suites.truth(one) for one in chosen)
+    model = jobs.model("mnist_cnn")
+
+    def confidence(reference):
+        return model(references.open_reference(reference, model)[0]).softmax(1).max().item()
+
+    right = [one for pool in pools for one in pool if one not in wrong]
+    nearest = min(abs(confidence(one) - confidence(wrong[0])) for one in right)
+    assert abs(confidence(chosen[0]) - confidence(wrong[0])) == pytest.approx(nearest)
+    with pytest.raises(InputError, match="expected one of the two"):
+        suites.suite("mnist", None, None, wrong=True, as_sure=True, **CHEAP)
+
+
 def test_at_most_ten_of_a_class_are_named_wrongly(noise):
     _, chosen, _ = suites.suite("cifar10", None, None, wrong=True, **CHEAP)
     truth = [suites.truth(reference) for reference in chosen]
@@ -184,10 +204,12 @@ def test_what_is_wrong_is_not_known_of_photographs_without_a_class(tmp_path, cof
 
 
 def test_the_true_class_is_asked_for():
-    reference = suites.suite("mnist", None, 1, **CHEAP)[1][0]
+    reference, model = suites.suite("mnist", None, 1, **CHEAP)[1][0], jobs.model("mnist_cnn")
     for method in ("ours_right", "ours_right_label", "ours_right+steps=3"):
-        assert suites.asked(method, reference) == suites.truth(reference)
+        assert suites.asked(method, reference, model) == suites.truth(reference)
     for method in ("ours", "ours_label", "gradcam", "base"):
-        assert suites.asked(method, reference) is None
+        assert suites.asked(method, reference, model) is None
+    logits = model(references.open_reference(reference, model)[0])
+    assert suites.asked("ours_least_label", reference, model) == int(logits.argmin())
     with pytest.raises(InputError, match="the true class of bundled:coffee is not known"):
-        suites.asked("ours_right", "bundled:coffee")
+        suites.asked("ours_right", "bundled:coffee", model)
