@@ -25,6 +25,7 @@ from minexp.verifier import Budget, Verifier
 ORDERS = ("bound", "gradient", "random")
 SWEPT = 128  # units attacked at once
 LENGTHS = 12  # of runs attacked at once
+REVISITED = 32  # undecided units attacked at once
 RUN = Budget(200, 5.0)  # for a run of several units; what fails is tried again in parts
 
 
@@ -110,6 +111,7 @@ def explain(
     verifier = Verifier(module, image, lower, upper, seed=seed)
     search = _Search(verifier, masks, budget or Budget(), on_step)
     search.run([unit for unit in ranked(verifier, masks, order) if unit not in set(keep)])
+    search.revisit()
     needed = sorted(search.needed)
     assert verifier.label is not None  # it was given or found
     return Abduction(
@@ -187,6 +189,19 @@ class _Search:
                 self.settle(run[0], answer.witness)
                 pending, failed = pending[1:], None
             self.report(len(pending))
+
+    def revisit(self) -> None:
+        """Attack what stayed undecided once more: since then more has become free."""
+        left = sorted(self.unknown)
+        self.unknown = set()
+        while left:
+            boxes = [self.verifier.box(self.open([unit])) for unit in left[:REVISITED]]
+            points, values = self.attacked(boxes, steps=100)
+            for unit, point, value in zip(left, points, values.tolist(), strict=False):
+                answer = self.verifier.confirmed(point) if value <= 0 else None
+                self.settle(unit, None if answer is None else answer.witness)
+            left = left[REVISITED:]
+            self.report(0)
 
     def settle(self, unit: int, witness: Tensor | None) -> None:
         if witness is None:

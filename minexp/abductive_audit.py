@@ -1,8 +1,10 @@
-"""Checks of an abductive explanation that share nothing with the search that found it.
+"""Checks of an abductive explanation, apart from the search that found it.
 
-Random fillings and a strong attack may never change the class while the sufficient set stays; every
-witness must; and one mixed-integer program over the whole complement, with bounds from interval
-arithmetic only, proves the set again. What a check finds wrong, it says.
+Random fillings and a strong attack on the network itself may never change the class while the
+sufficient set stays; every witness must; and one mixed-integer program over the whole complement,
+with bounds from interval arithmetic only, proves the set again. That program shares the search's
+reading of the network as matrices, so on every filling the two are held against each other. What a
+check finds wrong, it says.
 """
 
 from collections.abc import Sequence
@@ -14,13 +16,17 @@ from torch import Tensor, nn
 from minexp import milp
 from minexp.bounds import OUTWARD, Layers, Relaxation, as_layers, margins
 from minexp.errors import InputError
+from minexp.splitting import PROOF
 
 BATCH = 1000
 
 
 @dataclass(frozen=True)
 class Audit:
-    """What was tried and what failed; ``proof`` is "safe", "unsafe", "unknown" or "not asked"."""
+    """What was tried and what failed; ``proof`` is "safe", "unsafe", "unknown" or "not asked".
+
+    ``deviation``: the most by which an output of the matrices differed from the network's own.
+    """
 
     fillings: int
     fillings_wrong: int
@@ -29,12 +35,16 @@ class Audit:
     witnesses: int
     witnesses_wrong: tuple[int, ...]
     proof: str
+    deviation: float
 
     @property
     def wrong(self) -> int:
-        """Verdicts shown to be wrong: a set that does not suffice, and witnesses that are none."""
+        """Verdicts shown to be wrong: a set that does not suffice, and witnesses that are none.
+
+        Matrices that are not the network, by more than a proof allows for, prove nothing of it.
+        """
         refuted = self.fillings_wrong > 0 or self.attacks_wrong > 0 or self.proof == "unsafe"
-        return int(refuted) + len(self.witnesses_wrong)
+        return int(refuted or self.deviation > PROOF) + len(self.witnesses_wrong)
 
 
 def audit(
@@ -68,7 +78,8 @@ def audit(
     with torch.no_grad():
         label = int(module(image)[0].argmax())
     low, high = torch.where(free, lower, image), torch.where(free, upper, image)
-    random_wrong = _random(module, label, low, high, fillings, generator)
+    layers = as_layers(module, image.shape[1:])
+    random_wrong, deviation = _random(module, layers, label, low, high, fillings, generator)
     attack_wrong = _attacks(module, label, low, high, restarts, generator)
     bad = [
         number
@@ -77,21 +88,30 @@ def audit(
     ]
     proof = "not asked"
     if seconds > 0:
-        layers = margins(as_layers(module, image.shape[1:]), label)
+        rows = margins(layers, label)
         box = low.flatten().double(), high.flatten().double()
-        proof = milp.query(layers, intervals(layers, *box), *box, seconds=seconds).verdict
-    return Audit(fillings, random_wrong, restarts, attack_wrong, len(witnesses), tuple(bad), proof)
+        proof = milp.query(rows, intervals(rows, *box), *box, seconds=seconds).verdict
+    tried = (fillings, random_wrong, restarts, attack_wrong, len(witnesses), tuple(bad))
+    return Audit(*tried, proof, deviation)
 
 
-def _random(module, label, low, high, count: int, generator: torch.Generator) -> int:
-    """How many of so many fillings have another class, by plain forward passes."""
-    wrong = 0
+def _random(
+    module: nn.Module, layers: Layers, label: int, low: Tensor, high: Tensor, count: int,
+    generator: torch.Generator,
+) -> tuple[int, float]:  # fmt: skip
+    """How many of so many fillings have another class, by plain forward passes; and the most by
+    which the matrices' outputs differ from theirs."""
+    wrong, most = 0, 0.0
     for size in _batches(count):
         share = torch.rand(size, *low.shape[1:], generator=generator)
         share[::2] = share[::2].round()
+        x = low + share * (high - low)
         with torch.no_grad():
-            wrong += int((module(low + share * (high - low)).argmax(1) != label).sum())
-    return wrong
+            logits = module(x)
+        wrong += int((logits.argmax(1) != label).sum())
+        read = layers.preactivations(x.flatten(1).double())[-1]
+        most = max(most, (read - logits).abs().max().item())
+    return wrong, most
 
 
 def _batches(count: int) -> list[int]:

@@ -74,9 +74,10 @@ def complete(
     *,
     on_step: Callable[[dict[str, int]], None] | None = None,
 ) -> Abduction:
-    """The pixels that must be added to a mask until it is provably sufficient within eps.
+    """A subset-minimal addition to a mask that makes it provably sufficient within eps.
 
-    They are the explanation's needed and unknown ones; the mask's own are its ``kept``.
+    It is the explanation's needed and unknown pixels; the mask's own are its ``kept``. Other
+    additions may be smaller.
     """
     lower, upper = domain(image, eps)
     return explain(module, image, lower, upper, keep=pixels(mask), budget=budget, on_step=on_step)

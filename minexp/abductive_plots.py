@@ -55,7 +55,8 @@ def coloured(digit: np.ndarray, pixels: Mapping[str, Sequence[int]]) -> np.ndarr
 
 
 def sizes(values: Mapping[str, Sequence[int]], mask: Sequence[int] = ()) -> Figure:
-    """How many digits need at most so many fixed pixels, a curve a case; dashed, our masks."""
+    """How many digits have a proven set of so many pixels or fewer, a curve a case; dashed, our
+    masks."""
     with style():
         figure, ax = plt.subplots(figsize=(COLUMN_WIDTH, 2.3), layout="constrained")
         shades = plt.get_cmap("cividis")(np.linspace(0, 0.85, len(values)))

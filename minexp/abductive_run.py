@@ -28,7 +28,7 @@ from minexp.paths import replacing, write_text
 from minexp.references import open_reference
 from minexp.verifier import Budget
 
-SCHEMA = "minexp-abductive/1"
+SCHEMA = "minexp-abductive/2"
 CODE = (  # the files a verdict depends on
     *("mnist", "builders", "classifier", "entries", "models", "references", "bounds", "attack"),
     *("splitting", "milp", "verifier", "abductive", "abductive_audit", "abductive_mask"),
@@ -122,7 +122,9 @@ def explain_digit(
         RunError: the files cannot be written.
     """
     image, digest = open_reference(f"mnist:{index}", model)
-    mask = None if plan.masks is None else _mask(Path(plan.masks), index, digest, model)
+    mask, about = None, dict[str, object]()
+    if plan.masks is not None:
+        mask, about = _mask(Path(plan.masks), index, digest, model)
     inputs = {
         "schema": SCHEMA,
         "index": index,
@@ -142,7 +144,7 @@ def explain_digit(
         budget=plan.budget(), on_step=on_step,
     )  # fmt: skip
     result = inputs | _verdicts(index, found, plan) | {"audit": _audit(model, image, found, plan)}
-    result["mask"] = None if mask is None else _mask_verdicts(model, image, mask, plan)
+    result["mask"] = None if mask is None else about | _mask_verdicts(model, image, mask, plan)
     result["versions"] = {
         "python": platform.python_version(),
         **{name: version(name) for name in ("minexp", "torch", "numpy", "scipy")},
@@ -151,14 +153,18 @@ def explain_digit(
     return result, True
 
 
-def _mask(folder: Path, index: int, digest: str, model: Classifier) -> Tensor:
-    """The mask (1, 1, 28, 28) that ``minexp explain`` found for this digit and this model."""
+OF_MASK = ("feasible", "label_kept", "area", "confidence", "explanation_confidence")
+
+
+def _mask(folder: Path, index: int, digest: str, model: Classifier) -> tuple[Tensor, dict]:
+    """The mask (1, 1, 28, 28) that ``minexp explain`` found for this digit and this model, and
+    what it keeps."""
     path = folder / f"mnist-{index}.json"
     result = results.read_result(path)
     if (result["image"]["sha256"], result["weights_sha256"]) != (digest, model.weights_sha256):
         raise InputError(f"{path}: of another digit or network; explain mnist:{index} by "
                          f"{model.name} into this folder first")  # fmt: skip
-    return results.read_mask(path)
+    return results.read_mask(path), {name: result[name] for name in OF_MASK}
 
 
 def _verdicts(index: int, found: Abduction, plan: Plan) -> dict:
@@ -183,7 +189,7 @@ def _pixels(units: tuple[int, ...], side: int) -> list[int]:
 
 
 def _audit(model: Classifier, image: Tensor, found: Abduction, plan: Plan) -> dict:
-    masks = abductive.units(28, 28, plan.side).view(-1, 1, 1, 28, 28)
+    masks = abductive.units(28, 28, found.side).view(-1, 1, 1, 28, 28)
     pairs = [(w[None], masks[u]) for w, u in zip(found.witnesses, found.needed, strict=True)]
     free = masks[list(found.free)].any(0)
     checked = abductive_audit.audit(
@@ -194,17 +200,24 @@ def _audit(model: Classifier, image: Tensor, found: Abduction, plan: Plan) -> di
 
 
 def _mask_verdicts(model: Classifier, image: Tensor, mask: Tensor, plan: Plan) -> dict:
-    """Is the mask sufficient at this eps, up to which, and what must be added to it?"""
+    """Is the mask sufficient at this eps, up to which, and what makes it so?
+
+    What makes it so, checked as the explanation is, is asked pixel by pixel, and not of a plan
+    that goes by patches.
+    """
     budget = plan.budget()
+    verdict = abductive_mask.verdict(model.module, image, mask, plan.eps, budget)
     ends = abductive_mask.guarantee(model.module, image, mask, budget.within(abductive.RUN))
+    proven = max(ends.safe, plan.eps if verdict == "safe" else 0.0)
+    about = {"verdict": verdict, "safe_eps": proven, "unsafe_eps": ends.unsafe}
+    if plan.side > 1:
+        return about | dict.fromkeys(("added", "added_unknown", "seconds", "audit"))
     added = abductive_mask.complete(model.module, image, mask, plan.eps, budget)
-    return {
-        "verdict": abductive_mask.verdict(model.module, image, mask, plan.eps, budget),
-        "safe_eps": ends.safe,
-        "unsafe_eps": ends.unsafe,
+    return about | {
         "added": list(added.needed),
         "added_unknown": list(added.unknown),
         "seconds": round(added.seconds, 3),
+        "audit": _audit(model, image, added, plan),
     }
 
 
@@ -271,5 +284,6 @@ def line(result: dict) -> str:
         f"{result['audit']['proof']}"
     )
     if mask := result["mask"]:
-        text += f"; mask of {len(result['mask_pixels'])}: {mask['verdict']}, +{len(mask['added'])}"
+        text += f"; mask of {len(result['mask_pixels'])}: {mask['verdict']}"
+        text += "" if mask["added"] is None else f", +{len(mask['added'])}"
     return text

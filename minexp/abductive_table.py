@@ -30,35 +30,59 @@ def digest(folder: Path) -> str:
 
 
 def row(result: dict) -> dict:
-    """One digit's cells; numbers of pixels, and those of the mask None where none was asked for."""
+    """One digit's cells; numbers of pixels, and those of the mask None where none was asked for.
+
+    ``set``: the pixels of which a proof says that they suffice, the fixed and the unknown ones.
+    """
     digit = mnist.digits()[0][result["index"]].ravel()
-    mask = result["mask"] or {}
-    return {
+    mask, fixed, unknown = result["mask"], len(result["fixed"]), len(result["unknown"])
+    found = {
         **{name: result[name] for name in ("index", "label_index", "correct", "eps", "seconds")},
-        "fixed": len(result["fixed"]),
+        "fixed": fixed,
         "ink": int((digit[result["fixed"]] >= INK).sum()),
-        "unknown": len(result["unknown"]),
+        "unknown": unknown,
+        "set": fixed + unknown,
         "minimal": result["subset_minimal"],
         "wrong": result["audit"]["wrong"],
         "proven_again": result["audit"]["proof"] == "safe",
         "mask": None if result["mask_pixels"] is None else len(result["mask_pixels"]),
-        "added": len(mask["added"]) if mask else None,
-        **{f"mask_{k}": mask.get(k) for k in ("verdict", "safe_eps", "unsafe_eps")},
+        **dict.fromkeys(("added", "mask_verdict", "mask_safe_eps", "mask_feasible")),
     }
+    if mask is not None:
+        found |= {f"mask_{name}": mask[name] for name in ("verdict", "safe_eps", "feasible")}
+        if mask["added"] is not None:
+            found["added"] = len(mask["added"]) + len(mask["added_unknown"])
+            found["wrong"] += mask["audit"]["wrong"]
+    return found
 
 
 def summarise(rows: Sequence[dict]) -> dict:
-    """Counts, medians with 95 % bootstrap intervals, and the verdicts on the masks."""
+    """Counts, medians with 95 % bootstrap intervals, and the verdicts on the masks.
+
+    ``not_empty``: the same of the digits of which something must be fixed; only there does a
+    guarantee of a mask say anything, for of the others no pixel at all is enough.
+    """
+    return _summary(rows) | {"not_empty": _summary([row for row in rows if row["fixed"]])}
+
+
+def _summary(rows: Sequence[dict]) -> dict:
     verdicts = [row["mask_verdict"] for row in rows if row["mask_verdict"]]
+    fixed = sum(row["fixed"] for row in rows)
+    gaps = [row["mask"] - row["set"] for row in rows if row["mask"] is not None]
     return {
         "digits": len(rows),
+        "misread": sum(not row["correct"] for row in rows),
         "settled": sum(row["minimal"] for row in rows),
         "none_needed": sum(row["minimal"] and not row["fixed"] for row in rows),
         "wrong": sum(row["wrong"] for row in rows),
         "proven_again": sum(row["proven_again"] for row in rows),
-        **{name: _median(rows, name) for name in ("fixed", "mask", "added", "seconds")},
-        "mask_safe_eps": _median(rows, "mask_safe_eps"),
-        "ink_share": sum(row["ink"] for row in rows) / max(1, sum(row["fixed"] for row in rows)),
+        **{
+            name: _median(rows, name)
+            for name in ("fixed", "unknown", "set", "mask", "added", "seconds", "mask_safe_eps")
+        },
+        "mask_less_set": interval(gaps, np.median),
+        "ink_share": sum(row["ink"] for row in rows) / fixed if fixed else None,
+        "masks_feasible": sum(bool(row["mask_feasible"]) for row in rows),
         "mask_verdicts": {name: verdicts.count(name) for name in ("safe", "unsafe", "unknown")},
     }
 

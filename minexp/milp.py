@@ -90,7 +90,8 @@ def _program(
         matrices.append(matrix)
         least.append(bottom)
         most.append(top)
-        low += [np.zeros(width), (below >= 0).astype(float)]
+        # where both bounds are 0 the output is, whatever the binary is
+        low += [np.zeros(width), ((below >= 0) & (above > 0)).astype(float)]
         high += [np.maximum(above, 0), (above > 0).astype(float)]
         whole += [np.zeros(width), np.ones(width)]
     last = -2 if layers.widths else -1  # past the binaries of the last layer, if there are any

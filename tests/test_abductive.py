@@ -183,9 +183,29 @@ def test_any_order_and_patches_give_a_minimal_set(order, side):
 def test_what_is_unknown_is_neither_free_nor_needed(monkeypatch):
     module, image = tiny.net(seed=2), tiny.image(2)
     monkeypatch.setattr(Verifier, "decide", lambda self, _free, _budget: milp.Answer("unknown"))
-    found = abductive.explain(module, image, *abductive.domain(image, 0.3))
+    found = abductive.explain(module, image, *abductive.domain(image, 0.01))
     assert found.unknown == tuple(range(8)) and not found.free and not found.needed
     assert not found.subset_minimal and found.witnesses.shape == (0, 1, 2, 4)
+
+
+def test_what_stayed_undecided_is_attacked_again_once_more_is_free():
+    """A unit that no judge decided early on is needed beside all that was freed since."""
+    module, image = tiny.net(seed=1), tiny.image(1)
+    box = abductive.domain(image, 1.0)
+    found = abductive.explain(module, image, *box)
+    masks = abductive.units(2, 4, 1).repeat(1, image.shape[1])
+    search = abductive._Search(Verifier(module, image, *box), masks, Budget(), None)
+    search.free, search.unknown = set(found.free), set(found.needed)
+    search.revisit()
+    assert search.free == set(found.free)
+    assert set(search.needed) | search.unknown == set(found.needed)
+    assert len(search.needed) >= len(found.needed) / 2, "an attack finds most of them"
+    free = masks[list(found.free)].any(0)
+    for unit, witness in search.needed.items():
+        changed = (witness.view_as(image) != image).flatten()
+        assert not changed[~(free | masks[unit])].any()
+        label = int(module(image).argmax())
+        assert int(module(witness.view_as(image).float()).argmax()) != label
 
 
 def test_units_kept_are_not_asked_about():

@@ -1,5 +1,7 @@
 """The audit finds what is wrong: a set too small, a witness that is none."""
 
+from dataclasses import replace
+
 import pytest
 import tiny
 import torch
@@ -47,6 +49,20 @@ def test_a_witness_that_is_none_is_named(case):
     bad = [(image, unit), (outside, unit), (elsewhere, unit), (witness, unit)]
     found = abductive_audit.audit(module, image, lower, upper, free, bad, **FEW)
     assert found.witnesses_wrong == (0, 1, 2) and found.wrong == 3 and found.proof == "not asked"
+
+
+def test_matrices_that_are_not_the_network_prove_nothing(case, monkeypatch):
+    right = abductive_audit.audit(*case, **FEW)
+    assert 0 < right.deviation < 1e-5
+    true = abductive_audit.as_layers
+
+    def other(module, shape):
+        layers = true(module, shape)
+        return replace(layers, biases=(*layers.biases[:-1], layers.biases[-1] + 0.01))
+
+    monkeypatch.setattr(abductive_audit, "as_layers", other)
+    found = abductive_audit.audit(*case, **FEW)
+    assert found.deviation == pytest.approx(0.01, abs=1e-4) and found.wrong == 1
 
 
 def test_nothing_free_and_nothing_tried(case):

@@ -32,25 +32,33 @@ def test_ink_and_background_are_told_apart():
     fixed = sorted([*ink[:3].tolist(), *paper[:5].tolist()])
     row = abductive_table.row(result(fixed=fixed, unknown=[1, 2], subset_minimal=False))
     assert (row["fixed"], row["ink"], row["unknown"], row["minimal"]) == (8, 3, 2, False)
+    assert row["set"] == 10, "the proof is of both"
     assert (row["mask"], row["mask_verdict"], row["added"]) == (None, None, None)
 
 
 def test_a_summary_by_hand():
-    verdict = {"safe_eps": 0.5, "unsafe_eps": 0.6, "added_unknown": []}
+    verdict = {"safe_eps": 0.5, "unsafe_eps": 0.6, "feasible": True, "audit": {"wrong": 0}}
+    verdict |= {"added_unknown": []}
     given = [
         result(1, fixed=[], mask_pixels=[1, 2], mask=verdict | {"verdict": "safe", "added": []}),
         result(2, fixed=list(range(9)), mask_pixels=[1] * 4, seconds=8.0,
-               mask=verdict | {"verdict": "unsafe", "added": [5, 6]}),
+               mask=verdict | {"verdict": "unsafe", "added": [5, 6], "added_unknown": [7],
+                               "audit": {"wrong": 1}}),
         result(4, unknown=[3], subset_minimal=False, seconds=60.0,
                audit={"wrong": 2, "proof": "unknown"}),
     ]  # fmt: skip
     found = abductive_table.summarise([abductive_table.row(one) for one in given])
     counts = ("digits", "settled", "none_needed", "wrong", "proven_again")
-    assert [found[name] for name in counts] == [3, 2, 1, 2, 2]
-    medians = ("fixed", "mask", "added", "seconds", "mask_safe_eps")
-    assert [found[name]["value"] for name in medians] == [0, 3, 1, 8, 0.5]
+    assert [found[name] for name in counts] == [3, 2, 1, 3, 2]
+    medians = ("fixed", "mask", "added", "seconds", "mask_safe_eps", "set", "mask_less_set")
+    assert [found[name]["value"] for name in medians] == [0, 3, 1.5, 8, 0.5, 1, -1.5]
+    only = found["not_empty"]
+    assert (only["digits"], only["mask_verdicts"]["unsafe"], only["masks_feasible"]) == (1, 1, 1)
+    assert only["fixed"]["value"] == 9 and only["mask_less_set"]["value"] == 4 - 9
     assert found["mask_verdicts"] == {"safe": 1, "unsafe": 1, "unknown": 0}
     assert found["ink_share"] == 0, "the corner of a digit is paper"
+    nothing = abductive_table.summarise([abductive_table.row(given[0])])
+    assert nothing["ink_share"] is None and nothing["not_empty"]["fixed"] is None
 
 
 def test_results_are_read_in_order_and_their_absence_is_said(tmp_path):

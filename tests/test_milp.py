@@ -48,6 +48,16 @@ def test_a_witness_is_in_the_box_and_is_one(seed):
         assert attack.worst(layers, witness[None]) <= 0
 
 
+def test_a_relu_whose_bounds_are_both_zero_is_zero():
+    """Its binary has no sign to follow; the output beside it, here -0.5, decides."""
+    weights = (torch.zeros(1, 2).double(), torch.ones(1, 1).double())
+    layers = bounds.Layers(weights, (torch.zeros(1).double(), torch.tensor([-0.5]).double()))
+    nothing = (torch.zeros(1, 1).double(),)
+    relaxation = bounds.Relaxation(nothing, nothing)
+    lower, upper = torch.zeros(2).double(), torch.ones(2).double()
+    assert milp.query(layers, relaxation, lower, upper, seconds=10).verdict == "unsafe"
+
+
 def test_no_budget_is_no_answer():
     layers, relaxation, lower, upper = hard()
     split = splitting.prove(layers, 0, relaxation, lower, upper, cases=0)

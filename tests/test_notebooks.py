@@ -200,5 +200,5 @@ def test_abductive_explanations_are_set_beside_masks(copy):
     settings = {"tables": ["tiny_proofs"], "patches": [], "digits": [3], "side": 7}
     figures = ["05_few", "05_digits", "05_sizes"]
     answer = check(copy, "05", figures, *(option(*one) for one in settings.items()))
-    assert "tiny_proofs: 2 of 2 digits settled" in answer
+    assert "tiny_proofs: 2 of 2 digits settled, no pixel fixed on" in answer
     assert "Wrong verdicts: **0**" in answer and "not testable here" in answer, "no masks"
