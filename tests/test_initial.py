@@ -43,8 +43,9 @@ def test_the_stem_stays_and_the_rest_learns():
     module = BUILDERS["resnet18_cifar10"]()
     initial.whiten(module, torch.randn(20, 3, 32, 32))
     assert [k for k, p in module.named_parameters() if not p.requires_grad] == ["conv1.weight"]
-    (optimizer,) = training._optimizers(module, training.RECIPES["resnet18_cifar10"])
-    learned = [p for group in optimizer.param_groups for p in group["params"]]
+    optimizers = training._optimizers(module, training.RECIPES["resnet18_cifar10"])
+    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+    learned = [p for group in groups for p in group["params"]]
     assert all(p.requires_grad for p in learned)
     assert len(learned) == len(list(module.parameters())) - 1
 
