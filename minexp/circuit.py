@@ -94,8 +94,8 @@ def build(
     means: Mapping[str, Tensor] | None = None,
 ) -> nx.DiGraph:
     """The graph of chosen channels, all edges between neighbouring layers, all scores."""
-    weighted, untraced = _weighted(model, reading)
     mean = dict.fromkeys(model.taps) if means is None else means
+    weighted, untraced = _weighted(model, reading, mean)
     graph = nx.DiGraph(
         model=model.name,
         label_index=reading.label,
@@ -120,20 +120,23 @@ def build(
             {name: score[:, list(chosen[source])] for name, score in found.items()},
         )
     last = model.taps[-1]
-    found = weighted.get(last, {}) | edges.to_class(reading, None, last, mean[last])
+    found = weighted.get(last) or edges.to_class(reading, None, last, mean[last])
     rows = {name: score[None, list(chosen[last])] for name, score in found.items()}
     _add_edges(graph, _names(last, chosen[last]), [target], rows)
     return graph
 
 
-def _weighted(model: Classifier, reading: Reading) -> tuple[dict[str, dict[str, Tensor]], str]:
+def _weighted(
+    model: Classifier, reading: Reading, mean: Mapping[str, Tensor | None]
+) -> tuple[dict[str, dict[str, Tensor]], str]:
     """Tap -> the scores by weights of the edges that leave it; or none, and why."""
     found = {}
     try:
         traced = trace(model.module, reading.image.to(model.device), model.taps)
         for source, destination in zip(model.taps, model.taps[1:], strict=False):
             found[source] = edges.weighted(reading, traced, source, destination)
-        found[model.taps[-1]] = edges.to_class(reading, traced, model.taps[-1])
+        last = model.taps[-1]
+        found[last] = edges.to_class(reading, traced, last, mean[last])
     except InputError as error:
         return {}, str(error)
     return found, ""

@@ -211,15 +211,15 @@ def _add_minimality(
     the logit falls without; ``fall``: by how much of the way to nothing, in the mean. Of the
     first random circuit too, for what a share means."""
     filled = ablation.fill(model, "mean", reference)
+    empty = _nothing(model, reading, filled, None)[0, reading.label]
     for row in rows:
         wanted = row["ablation"] == "mean" and not row["shortcuts"] and 0 < row["fraction"] <= 0.3
         if not wanted or row["ranking"] not in (*plan.rankings, "random"):
             continue
         keep = ablation.first(orders[row["ranking"]][1][0], [row["fraction"]])
-        nothing = {tap: torch.zeros_like(mask) for tap, mask in keep.items()}
         fewer = _dropped(keep, plan)
-        masks = {tap: torch.cat([keep[tap], nothing[tap], fewer[tap]]) for tap in keep}
-        whole, empty, *without = ablation.run(model, reading.image, masks, filled)[:, reading.label]
+        masks = {tap: torch.cat([keep[tap], fewer[tap]]) for tap in keep}
+        whole, *without = ablation.run(model, reading.image, masks, filled)[:, reading.label]
         falls = whole - torch.stack(without)
         row["needed"] = (falls > 0).double().mean().item()
         row["fall"] = (falls.mean() / (whole - empty)).item()

@@ -12,13 +12,14 @@ from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
 
+import networkx as nx
 import torch
 from torch import Tensor
 
 from minexp import ablation, channels, circuit_evaluate, jobs, path_patching, records, shortcuts
 from minexp.ablation import Reference
 from minexp.channels import Reading
-from minexp.circuit import build, choose
+from minexp.circuit import build, choose, nodes_of
 from minexp.circuit_evaluate import Plan
 from minexp.classifier import Classifier, checked_taps
 from minexp.errors import InputError
@@ -103,7 +104,7 @@ def item(given: str, *, task: Task) -> dict:
     ready = time.perf_counter()
     reading = channels.read(model, image)
     chosen = choose(reading, task.ranking, channels=task.nodes, means=others.means)
-    build(model, reading, chosen, ranking=task.ranking, means=others.means)
+    graph = build(model, reading, chosen, ranking=task.ranking, means=others.means)
     took = time.perf_counter() - ready
     # one seed for all would drop the same channels and draw the same circuits on every image
     plan = replace(task.plan, seed=task.plan.seed + int(digest[:8], 16))
@@ -115,7 +116,7 @@ def item(given: str, *, task: Task) -> dict:
         "seconds": round(time.perf_counter() - started, 3),
         "circuit_seconds": round(took, 3),  # of which the circuit alone
         "rows": rows,
-        "edges": list(_edges(model, reading, chosen, others, plan)),
+        "edges": list(_edges(model, reading, graph, others, plan)),
     }
     records.write(path, record)
     return record
@@ -128,18 +129,18 @@ def _digest(mask: Tensor | None) -> str | None:
 def _edges(
     model: Classifier,
     reading: Reading,
-    chosen: dict[str, list[int]],
+    graph: nx.DiGraph,
     others: Reference,
     plan: Plan,
 ) -> Iterator[dict]:
     """How well each score foretells the cuts: of the circuit's edges, and of random channels'."""
     generator = torch.Generator().manual_seed(plan.seed)
+    sizes = {tap: value.shape[1] for tap, value in reading.activations.items()}
     drawn = {
-        tap: torch.randperm(reading.activations[tap].shape[1], generator=generator)[: len(kept)]
-        for tap, kept in chosen.items()
+        tap: torch.randperm(sizes[tap], generator=generator)[: len(kept)].tolist()
+        for tap, kept in nodes_of(graph).items()
     }
-    nodes = {"chosen": chosen, "random": {tap: kept.tolist() for tap, kept in drawn.items()}}
-    graphs = {name: build(model, reading, n, means=others.means) for name, n in nodes.items()}
+    graphs = {"chosen": graph, "random": build(model, reading, drawn, means=others.means)}
     for name, carried in CUTS:
         filled = ablation.fill(model, carried, others)
         cuts = path_patching.cut_edges(model, reading, graphs[name], filled)

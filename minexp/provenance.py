@@ -38,6 +38,8 @@ def stale(executed: Path, inputs: Mapping[str, Any]) -> str:
     if not path.exists():
         return "not run"
     kept = json.loads(path.read_bytes())
+    if "inputs" not in kept:  # of a run by an older minexp
+        return "stale: run without a record of its inputs"
     old, new = kept["inputs"], _portable(inputs)
     changed = sorted(name for name in old.keys() | new if old.get(name) != new.get(name))
     here = digests(file for name in kept["files"] if (file := paths.ROOT / name).exists())

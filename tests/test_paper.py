@@ -132,6 +132,10 @@ def test_what_is_committed_is_checked_without_the_machines_memory(root, capsys, 
     assert main(["paper", "--check"]) == 1
     said = "02_second  stale: minexp/plots.py, figures/02_a.png"
     assert capsys.readouterr().out == f"01_first  up to date\n{said}\n"
+    record = executed(root, "01_first").with_suffix(".json")
+    record.write_text('{"parameters": {}, "seconds": 1.0, "figures": []}')  # as they once were
+    assert main(["paper", "--check", "--only", "1"]) == 1
+    assert capsys.readouterr().out == "01_first  stale: run without a record of its inputs\n"
 
 
 def test_a_failure_is_reported_and_only_it_is_resumed(root, capsys):
