@@ -11,7 +11,7 @@ help: ## show this list
 	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/p' Makefile | expand -t 20
 
 paper: $(STAMP) ## run the notebooks (quick profile) and write figures/
-	$(BIN)/minexp paper --profile quick
+	$(BIN)/minexp paper --profile quick --jobs 2
 
 site: $(SITE_STAMP) ## build the site from the executed notebooks into build/site
 	$(BIN)/python -m minexp.site

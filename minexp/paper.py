@@ -258,6 +258,9 @@ def run(profile: str = "quick", only: Iterable[str] = (),
         for job in planned:
             print(f"{job.source.stem}  {_state(job, memory, force)}")
         return 0
+    # One in every kernel, unless the user says otherwise: sums depend on how many share them, so
+    # that with all cores a mask would be another one on another machine, or beside another job.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
     # Threads even for one job: in the main thread, nbclient would keep Ctrl-C to itself.
     settings = {
         "dep_file": record,

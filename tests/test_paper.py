@@ -103,6 +103,16 @@ def test_runs_then_rests_then_reruns_only_what_changed(root, capsys):
     assert executed(root, "02_second").stat().st_mtime_ns == before["02_second"]
 
 
+@pytest.mark.parametrize(("chosen", "found"), [(None, 1), ("2", 2)])
+def test_a_notebook_computes_on_one_thread_unless_told(root, monkeypatch, chosen, found):
+    monkeypatch.setenv("OMP_NUM_THREADS", chosen or "")
+    if chosen is None:
+        monkeypatch.delenv("OMP_NUM_THREADS")
+    write(root, "01_first", "import torch", "print(torch.get_num_threads())")
+    assert paper.run(only=["01"]) == 0
+    assert printed(executed(root, "01_first")) == f"{found}\n"
+
+
 def test_two_forced_runs_give_the_same_bytes(root):
     write(root, "01_first", "print(steps, flush=True)\nprint(who)", "import os\nos.getcwd()",
           "import sys\nprint('/a/path', file=sys.stderr)")  # fmt: skip
