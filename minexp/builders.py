@@ -129,11 +129,11 @@ def convnext_cifar10() -> nn.Module:
     """ConvNeXt (Liu et al., CVPR 2022) of ten blocks, at half the pictures' side.
 
     Its stem is two overlapping convolutions, which learn faster than patches of 2 x 2 pixels. Its
-    layer scale starts at 0.1: the paper's 1e-6 takes more epochs than these have to wake up.
+    layer scale starts at 1: the paper's 1e-6 takes more epochs than these have to wake up.
     """
     module = ConvNeXt(
         num_classes=10, depths=(2, 2, 4, 2), dims=(40, 80, 160, 320), stem_type="overlap_tiered",
-        ls_init_value=0.1,
+        ls_init_value=1.0,
     )  # fmt: skip
     next(m for m in module.stem if isinstance(m, nn.Conv2d)).stride = (1, 1)
     module.stages[0].downsample = nn.Identity()  # timm's halves once more after so small a stem

@@ -84,7 +84,7 @@ RECIPES: Mapping[str, Recipe] = {
     "mobilenetv3_cifar10": Recipe(
         "cifar10", 18, 256, "muon", 0.01, 0.05, 0.1, 3, ((6, 16), (8, 24)), True
     ),
-    "convnext_cifar10": Recipe("cifar10", 17, 256, "muon", 0.01, 0.05, 0.1, 3, ((8, 16), (6, 24))),
+    "convnext_cifar10": Recipe("cifar10", 18, 256, "muon", 0.02, 0.05, 0.1, 3, fast=True),
     "vit_cifar10": Recipe("cifar10", 15, 128, "muon", 3e-3, 0.05, 0.1, 3, ((10, 24),)),
 }
 

@@ -119,10 +119,10 @@ def test_convnext_has_stages_at_16_8_4_2():
     assert [len(stage.blocks) for stage in built("convnext_cifar10").stages] == [2, 2, 4, 2]
 
 
-def test_convnext_wakes_up_at_a_tenth():
+def test_convnext_begins_awake():
     scales = [p for key, p in built("convnext_cifar10").named_parameters() if key.endswith("gamma")]
     assert len(scales) == 10
-    assert all(torch.equal(scale, torch.full_like(scale, 0.1)) for scale in scales)
+    assert all(torch.equal(scale, torch.ones_like(scale)) for scale in scales)
 
 
 @pytest.mark.parametrize(
