@@ -105,7 +105,7 @@ def test_runs_then_rests_then_reruns_only_what_changed(root, capsys):
 
 @pytest.mark.parametrize(("chosen", "found"), [(None, 1), ("2", 2)])
 def test_a_notebook_computes_on_one_thread_unless_told(root, monkeypatch, chosen, found):
-    monkeypatch.delenv("MKL_NUM_THREADS", raising=False)  # torch heeds it too; dask leaves it behind
+    monkeypatch.delenv("MKL_NUM_THREADS", raising=False)  # torch heeds it too; dask leaves it
     monkeypatch.setenv("OMP_NUM_THREADS", chosen or "")
     if chosen is None:
         monkeypatch.delenv("OMP_NUM_THREADS")
