@@ -165,5 +165,5 @@ def curve(areas: np.ndarray, confidences: np.ndarray, own: float, auc: float) ->
         )  # fmt: skip
         ax.axhline(own, color=PALETTE["image"], linestyle="--", label="image's own")
         ax.set(xscale="log", xlabel="area, fraction of pixels", ylabel="confidence", ylim=(0, 1.02))
-        ax.legend(loc="lower right")
+        figure.legend(loc="outside upper center", ncols=2)
     return figure
