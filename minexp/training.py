@@ -81,9 +81,7 @@ RECIPES: Mapping[str, Recipe] = {
     "mnist_cnn_small": Recipe("mnist", 60, 100, "adamw", 5e-3, 0.01),
     "mnist_vit": Recipe("mnist", 40, 100, "muon", 3e-3, 0.05),
     "resnet18_cifar10": Recipe("cifar10", 15, 256, "muon", 0.02, 0.05, 0.1, 3, ((6, 24),), True),
-    "mobilenetv3_cifar10": Recipe(
-        "cifar10", 18, 256, "muon", 0.01, 0.05, 0.1, 3, ((6, 16), (8, 24)), True
-    ),
+    "mobilenetv3_cifar10": Recipe("cifar10", 18, 256, "muon", 0.03, 0.05, 0.1, 3, fast=True),
     "convnext_cifar10": Recipe("cifar10", 18, 256, "muon", 0.02, 0.05, 0.1, 3, fast=True),
     "vit_cifar10": Recipe("cifar10", 15, 128, "muon", 3e-3, 0.05, 0.1, 3, ((10, 24),)),
 }
