@@ -299,12 +299,13 @@ def test_survival_of_a_single_mask():
 
 
 def test_curve_draws_steps_to_the_whole_image_and_its_own_confidence():
-    (ax,) = plots.curve(*CURVE).axes
+    figure = plots.curve(*CURVE)
+    (ax,), (legend,) = figure.axes, figure.legends
     line, own = ax.lines
     assert line.get_xdata().tolist() == [0.01, 0.1, 0.4, 1.0]
     assert line.get_ydata().tolist() == [0.25, 0.5, 0.75, 0.75]
     assert line.get_drawstyle() == "steps-post" and ax.get_xscale() == "log"
     assert set(own.get_ydata()) == {0.7} and own.get_linestyle() == "--"
-    assert [text.get_text() for text in ax.get_legend().get_texts()] == [
+    assert [text.get_text() for text in legend.get_texts()] == [
         "masks of one run, area under it 0.62", "image's own",
     ]  # fmt: skip
