@@ -73,6 +73,7 @@ def forest(
             if quantity.startswith(("area", "pieces")) and min(known, default=0) > 0:
                 ax.set_xscale("log")
             ax.set_xlabel(quantity)
+        _letters(axes[0])
         axes[0, 0].set_yticks(range(len(names)), names)
         axes[0, 0].set_ylim(len(names) - 0.5, -0.5)
     return figure
@@ -112,6 +113,7 @@ def grids(
             ax.set_yticks(range(len(rows)), rows)
             ax.set(title=quantity, xlabel=column_label)
             figure.colorbar(drawn, ax=ax, orientation="horizontal", shrink=0.9, pad=0.03)
+        _letters(axes[0])
         axes[0, 0].set_ylabel(row_label)
     return figure
 
@@ -139,9 +141,10 @@ def cascade(methods: Mapping[str, Sequence[Mapping]]) -> Figure:
     """How alike a map stays to the intact network's while layers are shuffled, the last first.
 
     ``methods``: method -> the stages of :func:`minexp.sanity_run.run`'s summary. A column a
-    similarity, means with 95 % intervals; dotted, the Dice of two masks that nothing links.
+    similarity, means with 95 % intervals; dotted, the Dice of two masks that nothing links. The
+    last column is the masks' area: where it is the whole picture, being alike says nothing.
     """
-    shown = {"spearman": "Spearman", "ssim": "SSIM", "dice": "Dice"}
+    shown = {"spearman": "Spearman", "ssim": "SSIM", "dice": "Dice", "area": "area of the mask"}
     with style():
         figure, axes = plt.subplots(
             1, len(shown), figsize=(PAGE_WIDTH, 2.1), sharex=True, sharey=True, layout="constrained"
@@ -154,8 +157,9 @@ def cascade(methods: Mapping[str, Sequence[Mapping]]) -> Figure:
                 if name == "dice":
                     _curve(ax, stages, "chance", color=colour, linestyle=":", linewidth=0.8)
             ax.set(title=title, xlabel="layers shuffled")
-        axes[0].set_ylabel("similarity")
-        axes[-1].legend()
+        _letters(axes)
+        axes[0].set_ylabel("similarity; fraction of pixels")
+        axes[0].legend()
     return figure
 
 
@@ -168,3 +172,9 @@ def _curve(ax: Axes, stages: Sequence[Mapping], name: str, **look) -> None:
     ax.plot(layers, value, **look)
     if name != "chance":
         ax.fill_between(layers, low, high, color=look["color"], alpha=0.2, linewidth=0)
+
+
+def _letters(axes: Sequence[Axes]) -> None:
+    """Name a figure's panels a, b, c, ..., for a text to refer to."""
+    for letter, ax in zip("abcdefgh", axes, strict=False):
+        ax.set_title(letter, loc="left", weight="bold")

@@ -100,12 +100,16 @@ def test_groups_show_every_value(tmp_path):
 def test_a_cascade_leaves_out_what_is_not_known(tmp_path):
     stages = [
         {"layers": k, "spearman": estimate(1 - k / 10), "ssim": None, "chance": estimate(0.1),
-         "dice": None if k == 3 else estimate(0.5)}
+         "dice": None if k == 3 else estimate(0.5), "area": estimate(0.2)}
         for k in (0, 1, 3)
     ]  # fmt: skip
-    figure = plots.cascade({"ours": stages, "gradcam": stages})
-    ranks, ssim, dice = figure.axes
+    of_maps = [stage | {"area": None} for stage in stages]
+    figure = plots.cascade({"ours": stages, "gradcam": of_maps})
+    ranks, ssim, dice, area = figure.axes
+    assert [ax.get_title(loc="left") for ax in figure.axes] == ["a", "b", "c", "d"]
     assert ranks.lines[0].get_xydata().tolist() == [[0, 1], [1, 0.9], [3, 0.7]]
     assert not ssim.lines and len(dice.lines) == 4
     assert dice.lines[0].get_xdata().tolist() == [0, 1]
+    (of_ours,) = area.lines
+    assert of_ours.get_ydata().tolist() == [0.2] * 3
     drawable(figure, tmp_path, PAGE_WIDTH)
