@@ -5,7 +5,9 @@ from collections.abc import Mapping, Sequence
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from torch import Tensor
 
 from minexp.plots import show_image, show_mask
@@ -72,6 +74,7 @@ def forest(
             known = [one["low"] for one in methods.values() if one is not None]
             if quantity.startswith(("area", "pieces")) and min(known, default=0) > 0:
                 ax.set_xscale("log")
+                _plain(ax.xaxis)
             ax.set_xlabel(quantity)
         _letters(axes[0])
         axes[0, 0].set_yticks(range(len(names)), names)
@@ -134,6 +137,7 @@ def groups(values: Mapping[str, Sequence[float]], label: str) -> Figure:
         names = [f"{name}\n{len(one)} images" for name, one in values.items()]
         ax.set_xticks(range(1, len(values) + 1), names)
         ax.set(yscale="log", ylabel=label)
+        _plain(ax.yaxis)
     return figure
 
 
@@ -178,3 +182,10 @@ def _letters(axes: Sequence[Axes]) -> None:
     """Name a figure's panels a, b, c, ..., for a text to refer to."""
     for letter, ax in zip("abcdefgh", axes, strict=False):
         ax.set_title(letter, loc="left", weight="bold")
+
+
+def _plain(axis: Axis) -> None:
+    """Of a logarithmic axis: 0.2, 0.5, 1, not powers of ten, of which few are in its range."""
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
