@@ -1,6 +1,6 @@
 """The comparisons' figures: data in, a figure out. No computation of results, no files."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -75,6 +75,8 @@ def forest(
             if quantity.startswith(("area", "pieces")) and min(known, default=0) > 0:
                 ax.set_xscale("log")
                 _plain(ax.xaxis)
+            else:
+                ax.locator_params(axis="x", nbins=5)
             ax.set_xlabel(quantity)
         _letters(axes[0])
         axes[0, 0].set_yticks(range(len(names)), names)
@@ -98,14 +100,18 @@ def grids(
 ) -> Figure:  # fmt: skip
     """Heat maps of quantities over two settings, each with its scale and its numbers.
 
-    ``tables``: quantity -> (rows, columns), nan where it is not known.
+    ``tables``: quantity -> (rows, columns), nan where it is not known. Three to a line.
     """
+    across = min(len(tables), 3)
+    down = -(-len(tables) // across)
     with style():
         figure, axes = plt.subplots(
-            1, len(tables), figsize=(PAGE_WIDTH, PAGE_WIDTH / len(tables) + 0.35),
-            squeeze=False, sharey=True, layout="constrained",
+            down, across, figsize=(PAGE_WIDTH, (0.8 * PAGE_WIDTH / across + 0.3) * down),
+            squeeze=False, layout="constrained",
         )  # fmt: skip
-        for ax, (quantity, table) in zip(axes[0], tables.items(), strict=True):
+        for ax in axes.flat[len(tables) :]:
+            ax.remove()
+        for ax, (quantity, table) in zip(axes.flat, tables.items(), strict=False):
             drawn = ax.imshow(table, cmap=MAPS, aspect="equal")
             low, high = drawn.get_clim()
             for (i, j), value in np.ndenumerate(table):
@@ -114,10 +120,9 @@ def grids(
                 ax.text(j, i, text, ha="center", va="center", color="w" if dark else "k", size=6)
             ax.set_xticks(range(len(columns)), columns)
             ax.set_yticks(range(len(rows)), rows)
-            ax.set(title=quantity, xlabel=column_label)
-            figure.colorbar(drawn, ax=ax, orientation="horizontal", shrink=0.9, pad=0.03)
-        _letters(axes[0])
-        axes[0, 0].set_ylabel(row_label)
+            ax.set(title=quantity, xlabel=column_label, ylabel=row_label)
+            figure.colorbar(drawn, ax=ax, shrink=0.8, pad=0.03)
+        _letters(axes.flat[: len(tables)])
     return figure
 
 
@@ -178,7 +183,7 @@ def _curve(ax: Axes, stages: Sequence[Mapping], name: str, **look) -> None:
         ax.fill_between(layers, low, high, color=look["color"], alpha=0.2, linewidth=0)
 
 
-def _letters(axes: Sequence[Axes]) -> None:
+def _letters(axes: Iterable[Axes]) -> None:
     """Name a figure's panels a, b, c, ..., for a text to refer to."""
     for letter, ax in zip("abcdefgh", axes, strict=False):
         ax.set_title(letter, loc="left", weight="bold")

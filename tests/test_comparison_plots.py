@@ -84,6 +84,11 @@ def test_grids_are_numbered_heat_maps(tmp_path):
     assert (first.get_xlabel(), first.get_ylabel()) == ("columns", "rows")
     assert len(figure.axes) == 4, "each with its own scale"
     drawable(figure, tmp_path, PAGE_WIDTH)
+    numbered = {str(k): pieces for k in range(4)}
+    figure = plots.grids(numbered, (0, 5), (1, 2), row_label="rows", column_label="columns")
+    maps = [ax for ax in figure.axes if ax.get_title()]
+    assert [ax.get_title(loc="left") for ax in maps] == ["a", "b", "c", "d"]
+    assert len({round(ax.get_position().x0, 2) for ax in maps}) == 3, "three to a line"
 
 
 def test_groups_show_every_value(tmp_path):
