@@ -114,8 +114,10 @@ def _cell(row: Mapping, name: str) -> float | None:
     return None if value is None or value == "" else float(value)
 
 
-def compare(rows: Sequence[Mapping], ours: Sequence[Mapping]) -> dict:
-    """Area and seconds of a method against ours, on the images that both have.
+def compare(
+    rows: Sequence[Mapping], ours: Sequence[Mapping], columns: Sequence[str] = PAIRED
+) -> dict:
+    """Columns of a method's rows against those of ours, on the images that both have.
 
     For each column: ``pairs``; ``difference_median`` (theirs less ours) and ``ratio_median``
     (theirs over ours, where ours is not 0) with 95 % bootstrap intervals over the images;
@@ -123,7 +125,7 @@ def compare(rows: Sequence[Mapping], ours: Sequence[Mapping]) -> dict:
     """
     known = {row["image"]: row for row in ours}
     both = [(row, known[row["image"]]) for row in rows if row["image"] in known]
-    return {"against": REFERENCE, **{name: _paired(both, name) for name in PAIRED}}
+    return {"against": REFERENCE, **{name: _paired(both, name) for name in columns}}
 
 
 def _paired(both: Sequence[tuple[Mapping, Mapping]], name: str) -> dict:

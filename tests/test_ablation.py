@@ -68,9 +68,7 @@ def test_no_hook_is_left_where_a_replacement_fails(gated):
 
 
 @pytest.mark.parametrize("closed", [False, True])
-def test_the_whole_circuit_changes_nothing(
-    gated, roads, reference, closed
-):
+def test_the_whole_circuit_changes_nothing(gated, roads, reference, closed):
     filled = ablation.fill(gated, "mean", reference)
     keep = all_on(gated, picture(0))
     found = ablation.run(gated, picture(0), keep, filled, roads if closed else None)

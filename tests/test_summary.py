@@ -161,6 +161,10 @@ def test_pairs_by_hand():
     assert seconds["difference_median"]["value"] == 2.5
     nothing = summary.compare([row("z")], ours)["area"]
     assert nothing["pairs"] == 0 and nothing["ratio_median"] is None
+    pieces = [row("a", components=2), row("b", components=3)]
+    found = summary.compare([row("b", components=6)], pieces, ["components"])
+    assert set(found) == {"against", "components"}
+    assert found["components"]["ratio_median"]["value"] == 2
 
 
 def test_keys_groups_and_pairs_of_a_table():
