@@ -166,11 +166,11 @@ def test_attention_is_compared(copy):
 def test_misclassifications_are_tested(copy):
     bench = copy / "figures" / "bench"
     tables.write(bench / "tiny_mixed", rows(["ours"]))
-    misread = rows(["ours", "ours_right", "ours_least"], images="ghi", feasible=True)
+    misread = rows(["ours", "ours_right", "ours_least"], images="ghi", label_index=7)
     tables.write(bench / "tiny_wrong", misread)
     tables.write(bench / "tiny_sure", rows(["ours"], images="jkl"))
     settings = {"table": "tiny_mixed", "wrong": "tiny_wrong", "digits": 1}
-    settings |= {"sure": "tiny_sure", "photographs": ["tiny_mixed", "tiny_wrong"]}
+    settings |= {"sure": "tiny_sure", "photographs": "tiny_wrong"}
     settings |= {"model": "mnist_cnn", "image": "mnist:17", "asked": "3", "absent": "8", "steps": 3}
     figures = ["06_three_classes", "06_digits", "06_right_and_wrong"]
     answer = check(copy, "06", figures, *(option(*one) for one in settings.items()))
