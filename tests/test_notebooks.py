@@ -177,6 +177,7 @@ def test_misclassifications_are_tested(copy):
     assert "misclassified images need larger sets | Wu et al. 2024 | delta" in answer
     assert "**3 of 3** have pixels that alone make the network name them rightly" in answer
     assert "3 of 3 have pixels for the class it finds least likely" in answer
+    assert "of the misread photographs 3 of 3 and 3 of 3" in answer
     assert "with 4 right ones as sure" in answer
     assert "sets of 3 wrong decisions are compared with those of 6 right ones" in answer
 
