@@ -109,9 +109,10 @@ def grids(
             down, across, figsize=(PAGE_WIDTH, (0.8 * PAGE_WIDTH / across + 0.3) * down),
             squeeze=False, layout="constrained",
         )  # fmt: skip
+        panels = axes.flat[: len(tables)]
         for ax in axes.flat[len(tables) :]:
             ax.remove()
-        for ax, (quantity, table) in zip(axes.flat, tables.items(), strict=False):
+        for ax, (quantity, table) in zip(panels, tables.items(), strict=True):
             drawn = ax.imshow(table, cmap=MAPS, aspect="equal")
             low, high = drawn.get_clim()
             for (i, j), value in np.ndenumerate(table):
@@ -122,7 +123,7 @@ def grids(
             ax.set_yticks(range(len(rows)), rows)
             ax.set(title=quantity, xlabel=column_label, ylabel=row_label)
             figure.colorbar(drawn, ax=ax, shrink=0.8, pad=0.03)
-        _letters(axes.flat[: len(tables)])
+        _letters(panels)
     return figure
 
 
