@@ -71,14 +71,15 @@ def disjoint(
     most: int = 3,
     budget: float = 0.3,
     label: int | None = None,
-    on_found: Callable[[Explanation], None] | None = None,
+    search: Callable[..., Explanation] = explain,
 ) -> list[Explanation]:
     """Up to ``most`` explanations of one image, each sufficient alone, no two sharing a cell.
 
     Each search may use only the cells that no earlier explanation has. It ends at the first that
     is not feasible or whose area exceeds ``budget`` (of all pixels). How many there are says how
     redundant the evidence is (paper 000, figure 6: two otters, two explanations); the greedy
-    order gives a lower bound of the number that exist.
+    order gives a lower bound of the number that exist. ``search``: called as
+    :func:`minexp.explain` is; :func:`minexp.cache.explained` remembers what it found.
 
     Raises:
         InputError: ``most`` < 1 or ``budget`` not in (0, 1]; what :func:`minexp.explain` raises.
@@ -90,12 +91,10 @@ def disjoint(
     allowed = torch.ones(1, 1, *model.size, device=model.device)
     found: list[Explanation] = []
     while len(found) < most and allowed.any():
-        explanation = explain(model, image, config, label=label, allowed=allowed)
+        explanation = search(model, image, config, label=label, allowed=allowed)
         if not explanation.feasible or explanation.area > budget:
             break
         found.append(explanation)
         label = explanation.label  # of the image; the same for all
         allowed = without_cells(allowed, active_cells(explanation.mask, cell), cell)
-        if on_found is not None:
-            on_found(explanation)
     return found

@@ -10,11 +10,17 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
+import torch
+from torch import Tensor
+from torch.serialization import safe_globals
+
 from minexp import results
 from minexp.classifier import Classifier
-from minexp.config import ExplainConfig
+from minexp.config import ExplainConfig, LossWeights
 from minexp.errors import InputError
-from minexp.paths import home
+from minexp.explain import Explanation, explain
+from minexp.minimality import Cell, Certificate
+from minexp.paths import home, replacing
 from minexp.references import open_reference, stem
 
 
@@ -36,8 +42,7 @@ def explanation(
         "label": label,
         "code": results.code_digest(),
     }
-    digest = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
-    folder = home() / "explanations" / digest[:16]
+    folder = home() / "explanations" / _digest(inputs)
     results.explain_to_files(reference, model, config, folder, label=label)
     return folder / f"{stem(reference)}.json"
 
@@ -47,6 +52,36 @@ def row(
 ) -> dict:
     """:func:`explanation` with its pictures, as :func:`minexp.results.read_row` gives it."""
     return results.read_row(explanation(reference, model, config, label=label), model)
+
+
+def explained(
+    model: Classifier,
+    image: Tensor,
+    config: ExplainConfig,
+    *,
+    label: int | None = None,
+    allowed: Tensor | None = None,
+) -> Explanation:
+    """:func:`minexp.explain` of a tensor, in ``MINEXP_HOME/searches``; raises as that."""
+    tensors = (None if t is None else t.cpu().numpy().tobytes() for t in (image, allowed))
+    inputs = {
+        "tensors": [t and hashlib.sha256(t).hexdigest() for t in tensors],
+        "model": [model.name, model.weights_sha256, list(model.taps)],
+        "config": asdict(config),
+        "label": label,
+        "code": results.code_digest(),
+    }
+    path = home() / "searches" / f"{_digest(inputs)}.pt"
+    if not path.exists():
+        found = explain(model, image, config, label=label, allowed=allowed)
+        with replacing(path) as partial:
+            torch.save(found, partial)
+    with safe_globals([Explanation, Certificate, Cell, ExplainConfig, LossWeights]):
+        return torch.load(path, map_location=model.device, weights_only=True)
+
+
+def _digest(inputs: dict) -> str:
+    return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def kinds() -> dict[str, list[Path]]:

@@ -1,11 +1,17 @@
 """Explanations are found again by what they were made from."""
 
+from dataclasses import replace
+
 import pytest
+import torch
 
 from minexp import cache, cli
+from minexp.alternatives import disjoint
 from minexp.config import configure, preset
 from minexp.errors import InputError
+from minexp.explain import explain
 from minexp.paths import home
+from minexp.references import open_reference
 
 QUICK = configure(preset("digits"), {"steps": 3, "minimal": False, "noise_draws": 1})
 
@@ -32,6 +38,20 @@ def test_what_differs_stands_beside_it(mnist_cnn):
     ]
     assert len({path.parent for path in [first, *others]}) == 4
     assert all(path.is_file() for path in [first, *others])
+
+
+def test_a_search_is_made_once_and_comes_back_whole(mnist_cnn, monkeypatch):
+    digit, _ = open_reference("mnist:4", mnist_cnn)
+    config = replace(QUICK, minimal=True, criterion="label", noise_draws=0, cell=2)
+    first = disjoint(mnist_cnn, digit, config, most=2, budget=1.0, search=cache.explained)
+    assert len(first) == len(list((home() / "searches").iterdir())) == 2
+    fresh = explain(mnist_cnn, digit, config)
+    monkeypatch.setattr(cache, "explain", None)  # would be called, were anything forgotten
+    again = disjoint(mnist_cnn, digit, config, most=2, budget=1.0, search=cache.explained)
+    for one, other in zip(first, again, strict=True):
+        assert torch.equal(one.mask, other.mask) and torch.equal(one.masked, other.masked)
+        assert vars(one) | {"mask": 0, "masked": 0} == vars(other) | {"mask": 0, "masked": 0}
+    assert torch.equal(again[0].mask, fresh.mask) and again[0].certificate == fresh.certificate
 
 
 def test_it_is_shown_and_cleared(mnist_cnn, capsys):
