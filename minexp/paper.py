@@ -10,6 +10,7 @@ notebooks run must make them stale, not pass for what they ran with.
 
 import json
 import logging
+import math
 import os
 import re
 import sys
@@ -223,6 +224,12 @@ def _made(job: Job) -> list[Path]:
     return [record, *(paths.FIGURES / f"{name}.png" for name in names)]
 
 
+def _took(job: Job) -> float:
+    """Seconds of the last run whose copy is here; unknown is long."""
+    record = job.executed.with_suffix(".json")
+    return json.loads(record.read_bytes())["seconds"] if record.exists() else math.inf
+
+
 def _state(job: Job, record: Dependency, force: bool) -> str:
     """Whether the job would run, and why."""
     task = _task(job)
@@ -272,7 +279,9 @@ def run(profile: str = "quick", only: Iterable[str] = (),
         "num_process": jobs,
         "par_type": "thread",
     }
-    tasks = {"DOIT_CONFIG": settings, "task_paper": lambda: (_task(job) for job in planned)}
+    # The longest first: begun last, it would run on alone.
+    ordered = sorted(planned, key=_took, reverse=True) if jobs > 1 else planned
+    tasks = {"DOIT_CONFIG": settings, "task_paper": lambda: (_task(job) for job in ordered)}
     extra = {"BACKEND": {"record": f"{__name__}:Record"}}
     # No configuration files: a doit.cfg where the user happens to stand must not matter.
     main = DoitMain(ModuleTaskLoader(tasks), config_filenames=(), extra_config=extra)

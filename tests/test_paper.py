@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -60,7 +61,7 @@ def pretend(root, monkeypatch):
     def execute(job: paper.Job) -> dict:
         job.executed.parent.mkdir(parents=True, exist_ok=True)
         job.executed.write_bytes(job.source.read_bytes())
-        job.executed.with_suffix(".json").write_text('{"figures": []}')
+        job.executed.with_suffix(".json").write_text('{"figures": [], "seconds": 0}')
         return {"inputs": job.inputs, "seconds": 0.0}
 
     monkeypatch.setattr(paper, "execute", execute)
@@ -248,6 +249,23 @@ def test_a_missing_copy_a_new_profile_and_force_are_named(root, pretend, capsys)
     assert why == "would run: changed: parameter rate, parameter steps"
     executed(root, "02_second").unlink()
     assert stale(capsys) == {"02_second": "would run: 02_second.ipynb is missing"}
+
+
+def test_of_several_at_once_the_longest_starts_first(root, pretend, monkeypatch):
+    write(root, "03_third", "print(1)", parameters="seed: int = 0")
+    assert paper.run() == 0
+    executed(root, "03_third").with_suffix(".json").write_text('{"figures": [], "seconds": 60}')
+    started, both = [], threading.Barrier(2)
+
+    def execute(job: paper.Job) -> dict:
+        started.append(job.source.stem)
+        if len(started) <= 2:
+            both.wait(30)
+        return {"inputs": job.inputs, "seconds": 0.0}
+
+    monkeypatch.setattr(paper, "execute", execute)
+    assert paper.run(jobs=2, force=True) == 0
+    assert "03_third" in started[:2] and len(started) == 3
 
 
 def test_a_file_edited_while_a_notebook_runs_makes_it_stale(root, pretend, capsys, monkeypatch):
