@@ -6,8 +6,10 @@ Each block between ``<!-- measured:NAME -->`` and ``<!-- end -->`` is written an
 import json
 import re
 
+import yaml
+
 from minexp import goals
-from minexp.paths import FIGURES, ROOT, write_text
+from minexp.paths import FIGURES, NOTEBOOKS, ROOT, write_text
 from minexp.summary import read, with_interval
 
 README = ROOT / "README.md"
@@ -162,6 +164,25 @@ def notebooks() -> str:
     return "\n".join(lines)
 
 
+def profile() -> str:
+    """What the paper profile's notebooks need beyond the quick one's."""
+    rows = json.loads((FIGURES / "models.json").read_text(encoding="utf-8"))
+    known = {row["name"]: row for row in rows}
+    content = yaml.safe_load((NOTEBOOKS / "params" / "paper.yaml").read_text(encoding="utf-8"))
+    lines = [
+        "| notebook | network | download, MB | s a step of the search | memory, GiB |",
+        "|---|---|---|---|---|",
+    ]
+    for number, values in content.items():
+        for row in (known[v] for v in values.values() if isinstance(v, str) and v in known):
+            size = 4 * row["parameters"] / 1e6  # of float32
+            lines.append(
+                f"| {number} | `{row['name']}` | {size:.0f} | {row['step_seconds']:.2f} "
+                f"| {row['memory_gib']:.1f} |"
+            )
+    return "\n".join(lines)
+
+
 BLOCKS = {
     "photographs": photographs,
     "digits": digits,
@@ -170,6 +191,7 @@ BLOCKS = {
     "areas": areas,
     "networks": networks,
     "notebooks": notebooks,
+    "profile": profile,
 }
 
 

@@ -10,9 +10,13 @@ from minexp import catalogue, config, mnist, models, paths
 from minexp.cli import main
 from minexp.config import preset
 from minexp.explain import explain
+from minexp.peers import peak_rss_mib
 from minexp.references import open_reference
 
-ALWAYS = {"name", "family", "source", "licence", "reason", "parameters", "size", "taps"}
+ALWAYS = {
+    *("name", "family", "source", "licence", "reason", "parameters", "size", "taps"),
+    *("step_seconds", "memory_gib"),
+}
 EXPLAINED = {
     *("picture", "label", "area", "confidence_before", "confidence_after", "label_kept"),
     *("feasible", "seconds"),
@@ -37,12 +41,23 @@ def usable(_few_steps):
 
 
 @pytest.fixture
-def bare(tmp_path, monkeypatch):
+def bare(tmp_path, monkeypatch, usable):
     """A machine without a hub's weights and without the network."""
     monkeypatch.setenv("MINEXP_OFFLINE", "1")
     monkeypatch.setenv("MINEXP_HOME", str(tmp_path / "home"))
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    # what a search costs is measured on one network here, half a minute on larger ones
+    asked = {name: usable[name] for name in ("step_seconds", "memory_gib")}
+    monkeypatch.setattr(catalogue, "_cost_apart", lambda name: asked)
     return tmp_path
+
+
+def test_what_a_search_costs_is_measured_in_a_process_of_its_own(usable, monkeypatch):
+    assert 0 < usable["step_seconds"] < usable["seconds"]
+    assert 0.1 < usable["memory_gib"] < 8
+    held = bytearray(2**31)
+    held[::4096] = bytes(len(range(0, len(held), 4096)))  # touched, so that it counts
+    assert catalogue._cost_apart("mnist_cnn")["memory_gib"] < 2 < peak_rss_mib() / 1024
 
 
 def test_a_model_whose_weights_are_here_is_explained(usable, mnist_cnn):
