@@ -1,6 +1,6 @@
 """What a network's channels do on one image: their energies, gradients, and rankings by name."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -12,19 +12,21 @@ from minexp.errors import InputError
 
 RANKINGS = (
     *("energy", "gradient", "energy_gradient", "attribution"),
-    *("departure_gradient", "departure"),
+    *("departure_gradient", "departure", "integrated"),
 )
-DEPARTURES = RANKINGS[-2:]  # these need the channels' means over other images
+NEED_MEANS = RANKINGS[-3:]  # the channels' means over other images
+STEPS = 8  # midpoints of the integral of "integrated"
 
 
 @dataclass(frozen=True)
 class Reading:
-    """One forward and one backward pass of one image.
+    """One forward and one backward pass of one image through ``model``.
 
     ``activations[tap]`` (1, C, h, w) or (1, C) with their graph, so that one tap can be
     differentiated by another; ``gradients[tap]``, alike, those of the logit of ``label``.
     """
 
+    model: Classifier
     image: Tensor
     label: int
     logits: Tensor
@@ -50,7 +52,7 @@ def read(model: Classifier, image: Tensor, label: int | None = None) -> Reading:
     )
     both = zip(activations.items(), gradients, strict=True)
     slopes = {tap: torch.zeros_like(a) if g is None else g for (tap, a), g in both}
-    return Reading(image, label, logits.detach(), activations, slopes)
+    return Reading(model, image, label, logits.detach(), activations, slopes)
 
 
 def _check(model: Classifier, activations: Mapping[str, Tensor]) -> None:
@@ -96,14 +98,18 @@ def scores(
       over positions; ``departure``: the sum with its sign, to first order what the logit would
       lose were the channel replaced by its mean, so channels that speak against the class
       come last.
+    - ``integrated``: see :func:`integrated`, the only one that takes more passes.
 
-    ``means``: tap -> (C,), for the last two. Raises InputError for an unknown ranking or without
+    ``means``: tap -> (C,), for the last three. Raises InputError for an unknown ranking or without
     the means it needs.
     """
     if ranking not in RANKINGS:
         raise InputError(f"ranking {ranking!r}: expected one of {', '.join(RANKINGS)}")
-    if ranking in DEPARTURES and means is None:
+    if ranking in NEED_MEANS and means is None:
         raise InputError(f"ranking {ranking!r} needs the channels' means over reference images")
+    if ranking == "integrated":
+        assert means is not None
+        return integrated(reading, means)
     found = {}
     for tap, value in reading.activations.items():
         mean = None if means is None else means[tap]
@@ -123,3 +129,34 @@ def _score(ranking: str, activation: Tensor, gradient: Tensor, mean: Tensor | No
     assert mean is not None  # see :func:`scores`
     departure = (maps(activation) - mean[None, :, None]) * maps(gradient)  # (N, C, positions)
     return departure.abs().sum(2) if ranking == "departure_gradient" else departure.sum(2)
+
+
+def integrated(reading: Reading, means: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Integrated gradients of the channels' gates (Sundararajan et al., ICML 2017): tap -> (C,).
+
+    A gate g in [0, 1] lets a channel give mean + g (activation - mean), all gates of all taps
+    opening together from 0 to 1; a channel's score is the integral of the derivative of the
+    class's log-probability by its gate, by ``STEPS`` midpoints. All scores sum to what the whole
+    network says more of the class than the means alone do. One pass at open gates, as
+    ``departure`` takes it, does not see what a channel does once most others are at their means.
+    """
+    model, image = reading.model, reading.image.to(reading.model.device)
+    total = {tap: torch.zeros_like(mean) for tap, mean in means.items()}
+    for step in range(STEPS):
+        opened = (step + 0.5) / STEPS
+        gates = {tap: torch.full_like(means[tap], opened, requires_grad=True) for tap in model.taps}
+        changes = {tap: _gated(gate, means[tap]) for tap, gate in gates.items()}
+        with torch.enable_grad(), taps.replace(model.module, changes):
+            said = model(image).log_softmax(1)[0, reading.label]
+        slopes = torch.autograd.grad(said, list(gates.values()), materialize_grads=True)
+        for tap, slope in zip(gates, slopes, strict=True):
+            total[tap] += slope / STEPS
+    return {tap: total[tap] for tap in model.taps}
+
+
+def _gated(gate: Tensor, mean: Tensor) -> Callable[[Tensor], Tensor]:
+    def change(output: Tensor) -> Tensor:
+        level, share = (v.reshape(1, -1, *(1,) * (output.ndim - 2)) for v in (mean, gate))
+        return level + share * (output - level)
+
+    return change

@@ -38,7 +38,7 @@ def find_circuit(
         share: instead, the smallest number that holds this share of the layer's energy (of the sum
             of squares), 0 to 1.
         ranking: one of :data:`minexp.channels.RANKINGS`; "energy" is the paper's.
-        means: tap -> (C,), the channels' means over other images, for the rankings by departure.
+        means: tap -> (C,), the channels' means over other images, for the rankings that need them.
 
     Where the network cannot be traced the graph has no structural and gradient scores, and its
     attribute ``untraced`` says why.

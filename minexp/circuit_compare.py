@@ -60,7 +60,7 @@ def compare(
     reference: Reference,
     *,
     label: int | None = None,
-    ranking: str = "departure",
+    ranking: str = "integrated",
     fraction: float = 0.2,
     share: float = 0.9,
 ) -> dict:

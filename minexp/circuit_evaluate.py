@@ -9,7 +9,7 @@ are sets of channels of the tapped layers: all edges between them, and all layer
 tapped, stay.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,8 +27,9 @@ FRACTIONS = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0)
 # Controls: as many channels at random; the last ranking's circuits with every channel exchanged
 # for one of about its energy.
 RANDOM = ("random", "random_energy")
-# Control: the same ranking for a class that has nothing to do with the image; its kept says *that*
-# label. Where it is high too, the ranking can make the network say whatever it is asked to say.
+# Control: the same ranking for a class that has nothing to do with the image. Its kept says *that*
+# label: where it is high too, the ranking can make the network say whatever it is asked to say.
+# Its lost is of the image's own label: where it is low, the loss by the own circuit is specific.
 OTHER = "_other"
 # The ranking as the masked image gives it, the paper's way; what it keeps is of the whole image.
 EXPLANATION = "_explanation"
@@ -83,12 +84,12 @@ def evaluate(
         for name in dict.fromkeys(("energy", plan.rankings[-1])):
             scores = channels.scores(seen, name, reference.means)
             orders[name + EXPLANATION] = (reading.label, [scores])
-    rows = []
+    rows, labels = [], {target for target, _ in orders.values()}
     around = roads is not None and bool(roads.shortcuts)
     for name, closed in [*((name, None) for name in plan.ablations), *[("mean", roads)] * around]:
         fills = [
             ablation.fill(model, name, reference, draw=draw, roads=closed)
-            for draw in (_donors(reading, reference, plan) if name == "resample" else (0,))
+            for draw in (_donors(labels, reference, plan) if name == "resample" else (0,))
         ]
         ends = [_nothing(model, reading, filled, closed) for filled in fills]
         for ranking, (target, draws) in orders.items():
@@ -104,10 +105,10 @@ def evaluate(
     return rows
 
 
-def _donors(reading: Reading, reference: Reference, plan: Plan) -> list[int]:
-    """Reference images for resampling, of other labels than the image's where there are any."""
-    count = len(reference.images)
-    apart = (reference.labels != reading.label).nonzero().flatten().tolist() or list(range(count))
+def _donors(labels: Collection[int], reference: Reference, plan: Plan) -> list[int]:
+    """Reference images for resampling, of none of the labels asked for where there are any."""
+    known = reference.labels.tolist()
+    apart = [i for i, label in enumerate(known) if label not in labels] or list(range(len(known)))
     return [apart[(plan.seed + draw) % len(apart)] for draw in range(plan.draws)]
 
 
@@ -180,13 +181,14 @@ def _curve(
     alone = torch.cat([nothing, inner, reading.logits])
     without = torch.cat([reading.logits, without, nothing])
     kept = (alone.argmax(1) == target).double().cpu().numpy()
+    lost = (without.argmax(1) != reading.label).double().cpu().numpy()
     if target != reading.label:  # a control's share of a way that may lead nowhere says nothing
-        return {"kept": kept}
+        return {"kept": kept, "lost": lost}
     most, least = reading.logits[0, target], nothing[0, target]
     return {
         "kept": kept,
         "recovered": ((alone[:, target] - least) / (most - least)).double().cpu().numpy(),
-        "lost": (without.argmax(1) != target).double().cpu().numpy(),
+        "lost": lost,
         "removed": ((most - without[:, target]) / (most - least)).double().cpu().numpy(),
     }
 
@@ -226,7 +228,7 @@ def _add_minimality(
 
 
 def _dropped(keep: Mapping[str, Tensor], plan: Plan) -> dict[str, Tensor]:
-    """Circuits less one node each, drawn from all layers alike."""
+    """Circuits less one node each, drawn from all nodes of all layers."""
     nodes = [(tap, int(c)) for tap, mask in keep.items() for c in mask[0].nonzero()]
     generator = torch.Generator().manual_seed(plan.seed)
     picked = torch.randperm(len(nodes), generator=generator)[: plan.dropped]

@@ -22,13 +22,13 @@ THUMBNAIL = 112  # pixels a side
 
 
 def thumbnails(graph: nx.DiGraph, reading: Reading) -> dict[str, str]:
-    """Node -> its map on the image as a data URI, black 0 and white the map's largest value."""
+    """Node -> its map on the image as a data URI, black 0 and white the largest absolute value."""
     found = {}
     for name, node in graph.nodes(data=True):
         if node["tap"] == "class":
             continue
         value = reading.activations[node["tap"]].detach()[0, node["channel"]]
-        array = np.atleast_2d(value.cpu().numpy()).clip(0)
+        array = np.abs(np.atleast_2d(value.cpu().numpy()))
         gray = np.round(255 * array / max(float(array.max()), 1e-12)).astype(np.uint8)
         found[name] = data_uri(
             Image.fromarray(gray).resize((THUMBNAIL,) * 2, Image.Resampling.NEAREST)

@@ -28,7 +28,7 @@ from minexp.references import beside, open_reference, stem
 from minexp.results import read_mask, read_result
 from minexp.shortcuts import Roads
 
-SCHEMA = "minexp-circuit/2"
+SCHEMA = "minexp-circuit/3"
 CUTS = (("chosen", "mean"), ("chosen", "zero"), ("random", "mean"))  # nodes, what an edge carries
 CODE = (  # the files a record depends on
     *("images", "classifier", "folding", "taps", "channels", "tracing", "operations", "transfer"),
@@ -68,6 +68,11 @@ def image_of(given: str) -> str:
     return beside(Path(given), read_result(Path(given))["image"]["path"])
 
 
+def label_of(given: str) -> int | None:
+    """The class that a result explains; of a picture None, the network's decision."""
+    return read_result(Path(given))["label_index"] if is_result(given) else None
+
+
 def network(model: str, taps: Sequence[str] = ()) -> Classifier:
     """The model of a name, tapped where asked. Raises InputError for a tap that it has not."""
     found = jobs.model(model)
@@ -86,9 +91,10 @@ def item(given: str, *, task: Task) -> dict:
     """
     model, reference = network(task.model, task.taps), image_of(given)
     image, digest = open_reference(reference, model)
-    mask = read_mask(Path(given)) if is_result(given) else None
+    mask, label = read_mask(Path(given)) if is_result(given) else None, label_of(given)
     inputs = {
         **{"schema": SCHEMA, "image": reference, "sha256": digest, "model": task.model},
+        "label_asked": label,
         **{"weights_sha256": model.weights_sha256, "taps": list(model.taps)},
         **{"ranking": task.ranking, "nodes": task.nodes, "mask": _digest(mask)},
         "others": [digest for _, digest in _opened(task)],
@@ -102,14 +108,16 @@ def item(given: str, *, task: Task) -> dict:
     others, roads = _around(task)
     image = image.to(model.device)
     ready = time.perf_counter()
-    reading = channels.read(model, image)
+    reading = channels.read(model, image, label)
     chosen = choose(reading, task.ranking, channels=task.nodes, means=others.means)
     graph = build(model, reading, chosen, ranking=task.ranking, means=others.means)
     took = time.perf_counter() - ready
     # one seed for all would drop the same channels and draw the same circuits on every image
     plan = replace(task.plan, seed=task.plan.seed + int(digest[:8], 16))
     masked = None if mask is None else apply_mask(image, mask.to(image))
-    rows = circuit_evaluate.evaluate(model, image, others, plan, masked=masked, roads=roads)
+    rows = circuit_evaluate.evaluate(
+        model, image, others, plan, label=label, masked=masked, roads=roads
+    )
     record = {
         **inputs,
         "label_index": reading.label,

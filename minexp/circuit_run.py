@@ -11,10 +11,10 @@ from tqdm import tqdm
 
 from minexp import circuit_compare, circuit_html, circuit_table, drawing, figures, jobs
 from minexp.ablation import Reference
-from minexp.channels import DEPARTURES, Reading, read
+from minexp.channels import NEED_MEANS, Reading, read
 from minexp.circuit import CHANNELS, build, check_choice, choose
 from minexp.circuit_files import write_graphml, write_json
-from minexp.circuit_item import image_of, is_result, network
+from minexp.circuit_item import image_of, is_result, label_of, network
 from minexp.classifier import Classifier
 from minexp.errors import InputError
 from minexp.masking import apply_mask
@@ -31,7 +31,7 @@ def draw(given: Sequence[str], model: Classifier, out: Path, settings: Mapping) 
     matplotlib.use("agg")
     pictures = _checked(given, model, settings, out)
     reference = None
-    if settings["ranking"] in DEPARTURES:
+    if settings["ranking"] in NEED_MEANS:
         reference = circuit_table.make_reference(model, pictures)
     for item in given:
         yield circuit_to_files(item, model, out, settings, reference)
@@ -88,8 +88,7 @@ def circuit_to_files(
     item = image_of(given)
     image, _ = open_reference(item, model)
     name = stem(item)
-    label = read_result(Path(given))["label_index"] if is_result(given) else None
-    graph, about = _write(out / name, model, image, label, settings, reference)
+    graph, about = _write(out / name, model, image, label_of(given), settings, reference)
     if not is_result(given):
         return f"{item}: {about}"
     masked = apply_mask(image, read_mask(Path(given)))
@@ -101,10 +100,10 @@ def circuit_to_files(
     write_text(out / f"{name}.comparison.json", json.dumps(found, indent=2) + "\n")
     pictures = (model.to_pixels(image), model.to_pixels(masked))
     figures.save_panel(out / f"{name}.pair.svg", drawing.pair_figure(graph, other, pictures))
-    carried = "carries" if found["carried"] else "does NOT carry"
+    carried = "carry" if found["carried"] else "do NOT carry"
     return (
-        f"{item}: {about}; explanation: nodes shared {found['overlap']['nodes']:.2f}, its circuit "
-        f"{carried} the image's decision"
+        f"{item}: {about}; explanation: nodes shared {found['overlap']['nodes']:.2f}; its first "
+        f"{found['fraction']:.0%} of channels by {found['ranking']} {carried} the image's decision"
     )
 
 

@@ -21,6 +21,7 @@ from minexp.shortcuts import Roads
 from minexp.summary import as_csv, interval, shown, values
 
 REFERENCES = 16  # other images, for means and resampling: always the same ones of a kind
+TIMES = 3  # as often as random channels a circuit should keep the label
 CURVE = ("ranking", "ablation", "shortcuts", "fraction")
 COLUMNS = ("image", "model", "label_index", *CURVE, *MEASURES, "needed", "fall")
 MEDIANS = ("recovered", "removed", "fall")  # shares of a way that may be short
@@ -123,15 +124,25 @@ def read(folder: Path) -> dict:
 
 
 def _curves(rows: Sequence[dict]) -> list[dict]:
-    """Means over the images, of shares medians, with 95 % bootstrap intervals: a row a point."""
+    """Means over the images, of shares medians, with 95 % bootstrap intervals: a row a point.
+
+    ``margin``: of ``kept`` less ``TIMES`` that of as many random channels, image by image.
+    """
+    chance = {
+        (row["image"], *(row[name] for name in CURVE[1:])): row["kept"]
+        for row in rows
+        if row["ranking"] == "random"
+    }
     points: dict[tuple, list[dict]] = {}
     for row in rows:
-        points.setdefault(tuple(row[name] for name in CURVE), []).append(row)
+        by = chance[row["image"], *(row[name] for name in CURVE[1:])]
+        margin = {"margin": row["kept"] - TIMES * by}
+        points.setdefault(tuple(row[name] for name in CURVE), []).append(row | margin)
     return [
         dict(zip(CURVE, key, strict=True))
         | {
             name: interval(values(found, name), np.median if name in MEDIANS else np.mean)
-            for name in (*MEASURES, "needed", "fall")
+            for name in (*MEASURES, "needed", "fall", "margin")
             if values(found, name)
         }
         for key, found in points.items()

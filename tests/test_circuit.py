@@ -173,6 +173,53 @@ def test_departure_is_the_first_order_of_taking_a_channel_out(small, reading):
         assert score[channel].item() == pytest.approx(lost.item(), abs=1e-12)
 
 
+def opened(model, image, means, gates) -> torch.Tensor:
+    """Log-probabilities where each tap's channel gives mean + gate (activation - mean)."""
+    value = image
+    for index, part in enumerate(model.module):
+        value = part(value)
+        if str(index) in model.taps:
+            mean, gate = (v[str(index)][:, None, None] for v in (means, gates))
+            value = mean + gate * (value - mean)
+    return value[0].log_softmax(0)
+
+
+MEANS = {
+    "1": torch.linspace(-0.2, 0.3, 4, dtype=torch.float64),
+    "3": torch.linspace(0.4, -0.1, 5, dtype=torch.float64),
+}
+
+
+def test_integrated_by_differences_at_every_midpoint(small, reading):
+    """Gate by gate: how the class's log-probability moves with it, all gates equally open."""
+    step, found = 1e-6, channels.scores(reading, "integrated", MEANS)
+    for tap, mean in MEANS.items():
+        for channel in range(len(mean)):
+            slopes = []
+            for k in range(channels.STEPS):
+                said = []
+                for sign in (1, -1):
+                    middle = (k + 0.5) / channels.STEPS
+                    gates = {t: torch.full_like(m, middle) for t, m in MEANS.items()}
+                    gates[tap][channel] += sign * step
+                    said.append(opened(*small, MEANS, gates)[reading.label].item())
+                slopes.append((said[0] - said[1]) / (2 * step))
+            expected = sum(slopes) / channels.STEPS
+            assert found[tap][channel].item() == pytest.approx(expected, abs=1e-8)
+
+
+def test_integrated_scores_sum_to_what_the_network_says_beyond_the_means(
+    small, reading, monkeypatch
+):
+    monkeypatch.setattr(channels, "STEPS", 1000)
+    total = sum(score.sum() for score in channels.scores(reading, "integrated", MEANS).values())
+    most, least = (
+        opened(*small, MEANS, {t: torch.full_like(m, gate) for t, m in MEANS.items()})
+        for gate in (1.0, 0.0)
+    )
+    assert total.item() == pytest.approx((most - least)[reading.label].item(), abs=1e-4)
+
+
 @pytest.mark.parametrize("share", [0.3, 0.7, 0.99])
 def test_a_share_takes_the_fewest_channels_that_reach_it(small, reading, share):
     chosen = circuit.choose(reading, "energy", share=share)

@@ -86,7 +86,7 @@ def test_every_curve_goes_from_nothing_to_everything(rows):
     assert {*channels.RANKINGS, *circuit_evaluate.RANDOM, "departure_other"} <= names
     for row in rows:
         if row["ranking"].endswith("_other"):
-            assert "recovered" not in row and "lost" not in row
+            assert "recovered" not in row and 0 <= row["lost"] <= 1
         elif row["fraction"] in (0, 1):
             assert row["recovered"] == pytest.approx(row["fraction"], abs=1e-4)
             assert row["removed"] == pytest.approx(row["fraction"], abs=1e-4)
@@ -104,9 +104,11 @@ def test_the_control_asks_for_a_class_that_is_far_from_the_labels(
         tap: set(score.argsort(descending=True)[: round(0.5 * len(score))].tolist())
         for tap, score in channels.scores(reading, "departure", reference.means).items()
     }
+    rest = {tap: set(range(len(reference.means[tap]))) - kept for tap, kept in keep.items()}
     (row,) = [r for r in rows if (r["ranking"], r["ablation"], r["fraction"]) ==
               ("departure_other", "mean", 0.5)]  # fmt: skip
     assert row["kept"] == float(by_hand(mnist_cnn, digit, reference, keep).argmax() == other)
+    assert row["lost"] == float(by_hand(mnist_cnn, digit, reference, rest).argmax() != label)
 
 
 def test_an_explanations_ranking_keeps_channels_of_the_whole_image(mnist_cnn, digit, reference):
@@ -127,12 +129,13 @@ def test_an_explanations_ranking_keeps_channels_of_the_whole_image(mnist_cnn, di
 
 
 def test_resampling_takes_from_images_of_other_labels(mnist_cnn, digit, reference):
-    reading = channels.read(mnist_cnn, digit)
+    label = channels.read(mnist_cnn, digit).label
+    asked = {label, (label + 5) % 10}
     for seed in range(len(reference.images)):
-        donors = circuit_evaluate._donors(reading, reference, Plan(seed=seed, draws=2))
-        assert len(set(donors)) == 2 and reading.label not in reference.labels[donors]
-    own = replace(reference, labels=torch.full_like(reference.labels, reading.label))
-    assert circuit_evaluate._donors(reading, own, Plan(draws=2)) == [0, 1]
+        donors = circuit_evaluate._donors(asked, reference, Plan(seed=seed, draws=2))
+        assert len(set(donors)) == 2 and not asked & set(reference.labels[donors].tolist())
+    own = replace(reference, labels=torch.full_like(reference.labels, label))
+    assert circuit_evaluate._donors(asked, own, Plan(draws=2)) == [0, 1]
 
 
 def test_needed_nodes_by_dropping_each(mnist_cnn, digit, reference):
@@ -211,6 +214,10 @@ def test_the_table_of_several_images(tmp_path):
         cells = [float(row["kept"]) for row in rows if row["ranking"] == point["ranking"]
                  and float(row["fraction"]) == point["fraction"]]  # fmt: skip
         assert point["kept"]["value"] == pytest.approx(np.mean(cells))
+        chance = [float(row["kept"]) for row in rows if row["ranking"] == "random"
+                  and float(row["fraction"]) == point["fraction"]]  # fmt: skip
+        margin = np.mean(cells) - circuit_table.TIMES * np.mean(chance)
+        assert point["margin"]["value"] == pytest.approx(margin)
     with (tmp_path / "edges.csv").open(newline="") as file:
         edges = list(csv.DictReader(file))
     assert len(edges) == 2 * 3 * 3
@@ -225,6 +232,16 @@ def test_the_table_of_several_images(tmp_path):
     assert len(summary["edges"]) == 3
     shown = circuit_table.table(summary)
     assert "| departure |" in shown and shown.index("(no channel)") < shown.index("| energy |")
+
+
+def test_a_result_is_evaluated_for_the_class_it_explains(tmp_path, mnist_cnn):
+    config = replace(minexp.preset("digits"), steps=2, minimal=False, noise_draws=0)
+    results.explain_to_files("mnist:2000", mnist_cnn, config, tmp_path, label=3)
+    out = tmp_path / "table"
+    circuit_table.evaluate_many("mnist_cnn", [str(tmp_path / "mnist-2000.json")], out, SMALL)
+    record = json.loads((out / "images" / "mnist-2000.json").read_text())
+    assert record["label_index"] == record["label_asked"] == 3
+    assert int(mnist_cnn(open_reference("mnist:2000", mnist_cnn)[0]).argmax()) != 3
 
 
 def test_a_result_is_evaluated_with_its_explanation_and_taps_can_be_named(tmp_path, mnist_cnn):
@@ -357,7 +374,7 @@ def test_an_explanations_circuit_in_the_image_by_hand(mnist_cnn, digit, referenc
     masked = digit * (torch.arange(28) < 16)
     found = circuit_compare.compare(mnist_cnn, digit, masked, reference, fraction=0.5)
     label = found["label_index"]
-    scores = channels.scores(channels.read(mnist_cnn, masked, label), "departure", reference.means)
+    scores = channels.scores(channels.read(mnist_cnn, masked, label), "integrated", reference.means)
     keep = {
         tap: set(score.argsort(descending=True)[: round(0.5 * len(score))].tolist())
         for tap, score in scores.items()
