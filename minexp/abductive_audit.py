@@ -2,9 +2,9 @@
 
 Random fillings and a strong attack on the network itself may never change the class while the
 sufficient set stays; every witness must; and one mixed-integer program over the whole complement,
-with bounds from interval arithmetic only, proves the set again. That program shares the search's
-reading of the network as matrices, so on every filling the two are held against each other. What a
-check finds wrong, it says.
+with bounds from interval arithmetic only, proves the set again. That program, its solver and its
+reading of the network as matrices are the search's last judge's too; only the bounds are others, so
+on every filling the matrices are held against the network. What a check finds wrong, it says.
 """
 
 from collections.abc import Sequence
@@ -44,7 +44,7 @@ class Audit:
         Matrices that are not the network, by more than a proof allows for, prove nothing of it.
         """
         refuted = self.fillings_wrong > 0 or self.attacks_wrong > 0 or self.proof == "unsafe"
-        return int(refuted or self.deviation > PROOF) + len(self.witnesses_wrong)
+        return int(refuted or not self.deviation <= PROOF) + len(self.witnesses_wrong)
 
 
 def audit(
@@ -101,7 +101,7 @@ def _random(
 ) -> tuple[int, float]:  # fmt: skip
     """How many of so many fillings have another class, by plain forward passes; and the most by
     which the matrices' outputs differ from theirs."""
-    wrong, most = 0, 0.0
+    wrong, most = 0, torch.zeros((), dtype=torch.float64)
     for size in _batches(count):
         share = torch.rand(size, *low.shape[1:], generator=generator)
         share[::2] = share[::2].round()
@@ -110,8 +110,8 @@ def _random(
             logits = module(x)
         wrong += int((logits.argmax(1) != label).sum())
         read = layers.preactivations(x.flatten(1).double())[-1]
-        most = max(most, (read - logits).abs().max().item())
-    return wrong, most
+        most = torch.maximum(most, (read - logits).abs().max())  # a NaN stays
+    return wrong, most.item()
 
 
 def _batches(count: int) -> list[int]:

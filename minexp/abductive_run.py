@@ -6,6 +6,7 @@ witnesses and by all its pixels elsewhere.
 """
 
 import json
+import os
 import platform
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
@@ -24,11 +25,12 @@ from minexp.abductive import Abduction
 from minexp.bounds import as_layers
 from minexp.classifier import Classifier
 from minexp.errors import InputError, RunError
+from minexp.milp import Answer
 from minexp.paths import replacing, write_text
 from minexp.references import open_reference
 from minexp.verifier import Budget
 
-SCHEMA = "minexp-abductive/2"
+SCHEMA = "minexp-abductive/3"
 CODE = (  # the files a verdict depends on
     *("mnist", "builders", "classifier", "entries", "models", "references", "bounds", "attack"),
     *("splitting", "milp", "verifier", "abductive", "abductive_audit", "abductive_mask"),
@@ -145,6 +147,7 @@ def explain_digit(
     )  # fmt: skip
     result = inputs | _verdicts(index, found, plan) | {"audit": _audit(model, image, found, plan)}
     result["mask"] = None if mask is None else about | _mask_verdicts(model, image, mask, plan)
+    result["threads"], result["processors"] = torch.get_num_threads(), os.cpu_count()
     result["versions"] = {
         "python": platform.python_version(),
         **{name: version(name) for name in ("minexp", "torch", "numpy", "scipy")},
@@ -153,7 +156,7 @@ def explain_digit(
     return result, True
 
 
-OF_MASK = ("feasible", "label_kept", "area", "confidence", "explanation_confidence")
+OF_MASK = ("config", "feasible", "label_kept", "area", "confidence", "explanation_confidence")
 
 
 def _mask(folder: Path, index: int, digest: str, model: Classifier) -> tuple[Tensor, dict]:
@@ -206,10 +209,16 @@ def _mask_verdicts(model: Classifier, image: Tensor, mask: Tensor, plan: Plan) -
     that goes by patches.
     """
     budget = plan.budget()
-    verdict = abductive_mask.verdict(model.module, image, mask, plan.eps, budget)
+    answer = abductive_mask.verdict(model.module, image, mask, plan.eps, budget)
     ends = abductive_mask.guarantee(model.module, image, mask, budget.within(abductive.RUN))
-    proven = max(ends.safe, plan.eps if verdict == "safe" else 0.0)
-    about = {"verdict": verdict, "safe_eps": proven, "unsafe_eps": ends.unsafe}
+    proven = max(ends.safe, plan.eps if answer.verdict == "safe" else 0.0)
+    about = {"verdict": answer.verdict, "safe_eps": proven, "unsafe_eps": ends.unsafe}
+    said = [(plan.eps, answer), (ends.safe, Answer("safe"))] if ends.safe else [(plan.eps, answer)]
+    said += [(ends.unsafe, Answer("unsafe", ends.witness))] if ends.unsafe else []
+    tried = plan.fillings, plan.restarts
+    about["wrong"] = sum(
+        abductive_mask.refuted(model.module, image, mask, *one, *tried) for one in said
+    )
     if plan.side > 1:
         return about | dict.fromkeys(("added", "added_unknown", "seconds", "audit"))
     added = abductive_mask.complete(model.module, image, mask, plan.eps, budget)

@@ -53,7 +53,8 @@ def as_layers(module: nn.Module, shape: Sequence[int]) -> Layers:
         shape: of one input, without the batch, such as (1, 28, 28).
 
     Raises:
-        InputError: another kind of module, one that ends in a ReLU, or too large a layer.
+        InputError: another kind of module, one that ends in a ReLU, too large a layer, or a weight
+            that is not finite.
     """
     if not isinstance(module, nn.Sequential):
         raise InputError(f"{type(module).__name__}: bounds need a Sequential of Conv2d, Linear, "
@@ -80,6 +81,8 @@ def as_layers(module: nn.Module, shape: Sequence[int]) -> Layers:
             fresh = False
     if not weights or fresh:
         raise InputError("bounds need a network that ends in a layer, not in a ReLU")
+    if not all(bool(part.isfinite().all()) for part in (*weights, *biases)):
+        raise InputError("bounds need finite weights; this network has some that are not")
     return Layers(tuple(weights), tuple(biases))
 
 

@@ -3,7 +3,7 @@
 The encoding of Tjeng et al. (ICLR 2019), section 4: one binary for each ReLU without a known sign,
 with its bounds over the box as the big M. HiGHS (Huangfu and Hall, 2018) comes with SciPy. It is
 asked for any point at which an output is not above ``PROOF``: "infeasible" is then a proof with
-room for the solver's own tolerances (1e-7), and a point counts only if a forward pass confirms it.
+room for the solver's own tolerances, and a point counts only if a forward pass confirms it.
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,8 @@ from minexp.bounds import Layers, Relaxation
 from minexp.errors import InputError
 from minexp.splitting import PROOF
 
-INFEASIBLE = 2  # scipy.optimize.milp's status
+INFEASIBLE = 2  # scipy.optimize.milp's status, which it also gives to a program HiGHS refused
+LARGEST = 1e9  # of a bound: far below what HiGHS takes for infinite, or refuses
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,8 @@ def query(
     if not rows or seconds <= 0:
         raise InputError(f"rows={rows}, seconds={seconds}: expected a row, and seconds > 0")
     low, high, whole, constraints = _program(layers, rows, relaxation, lower, upper)
+    if not all((part.abs() <= LARGEST).all() for part in (*relaxation.low, *relaxation.high)):
+        return Answer("unknown")
     found = milp(
         np.zeros(len(low)),
         integrality=whole,
@@ -59,7 +62,7 @@ def query(
         constraints=constraints,
         options={"time_limit": seconds},
     )
-    if found.status == INFEASIBLE:
+    if found.status == INFEASIBLE and "infeasible" in found.message:
         return Answer("safe")
     if found.x is None:
         return Answer("unknown")

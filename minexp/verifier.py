@@ -62,11 +62,11 @@ class Verifier:
     counts: Counter = field(default_factory=Counter)
 
     def __post_init__(self) -> None:
-        flat = [part.detach().float().flatten() for part in (self.image, self.lower, self.upper)]
-        if not bool((flat[1] <= flat[0]).all() & (flat[0] <= flat[2]).all()):
-            raise InputError("the domain does not hold the image: expected lower <= x <= upper")
         # float32 values: a witness rounded to float32 cannot leave a box with such edges
-        self.x, self.low, self.high = (part.double() for part in flat)
+        self.x = self.image.detach().flatten().float().double()
+        self.low, self.high = _outward(self.lower, -torch.inf), _outward(self.upper, torch.inf)
+        if not bool((self.low <= self.x).all() & (self.x <= self.high).all()):
+            raise InputError("the domain does not hold the image: expected lower <= x <= upper")
         layers = as_layers(self.module, self.image.shape[1:])
         own = int(layers(self.x[None]).argmax())
         self.label = own if self.label is None else self.label
@@ -121,7 +121,7 @@ class Verifier:
 
     def _open(self, bound: Tensor) -> list[int]:
         """The outputs that bounds alone leave open, the least first."""
-        rows = (bound <= PROOF).nonzero()[:, 0]
+        rows = (~(bound > PROOF)).nonzero()[:, 0]  # a NaN is no proof
         return rows[bound[rows].argsort()].tolist()
 
     def _attacked(self, lower: Tensor, upper: Tensor) -> Answer | None:
@@ -143,6 +143,14 @@ class Verifier:
         changed = int(logits.argmax()) != self.label
         exact = attack.worst(self.layers, witness.double()[None]).item()
         return Answer("unsafe", witness) if changed and exact < 0 else None
+
+
+def _outward(edge: Tensor, way: float) -> Tensor:
+    """An edge of a box (1, C, H, W) as float32 values (n_0,), no nearer to the box's middle."""
+    exact = edge.detach().flatten().double()
+    near = exact.float()
+    short = near.double() > exact if way < 0 else near.double() < exact
+    return torch.where(short, near.nextafter(torch.full_like(near, way)), near).double()
 
 
 def verify(

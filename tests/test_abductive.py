@@ -25,6 +25,7 @@ from minexp import (
 )
 from minexp.cli import main
 from minexp.errors import InputError
+from minexp.milp import Answer
 from minexp.verifier import Budget, Verifier
 
 EPS = [0.1, 0.3, 1.0]
@@ -247,17 +248,43 @@ def test_a_mask_is_sufficient_up_to_a_radius_and_no_further():
     mask[..., :2] = 1
     ends = abductive_mask.guarantee(module, image, mask, Budget())
     assert 0 < ends.safe < ends.unsafe and ends.unsafe - ends.safe <= 2**-7
-    assert abductive_mask.verdict(module, image, mask, ends.safe, Budget()) == "safe"
-    assert abductive_mask.verdict(module, image, mask, ends.unsafe, Budget()) == "unsafe"
+    assert abductive_mask.verdict(module, image, mask, ends.safe, Budget()).verdict == "safe"
+    assert abductive_mask.verdict(module, image, mask, ends.unsafe, Budget()).verdict == "unsafe"
+    witness = ends.witness.view_as(image)
+    assert (witness - image).abs().max() <= ends.unsafe + 1e-6
+    assert torch.equal(witness[..., :2], image[..., :2]), "the mask's own pixels stay"
+    assert module(witness).argmax() != module(image).argmax()
     whole = abductive_mask.guarantee(module, image, torch.ones_like(mask), Budget())
-    assert (whole.safe, whole.unsafe) == (1.0, None)
+    assert (whole.safe, whole.unsafe, whole.witness) == (1.0, None, None)
     added = abductive_mask.complete(module, image, mask, 1.0, Budget())
     assert added.kept == (0, 1, 4, 5) and added.needed
     more = mask.clone().flatten()
     more[list(added.needed)] = 1
-    assert abductive_mask.verdict(module, image, more.view_as(mask), 1.0, Budget()) == "safe"
+    found = abductive_mask.verdict(module, image, more.view_as(mask), 1.0, Budget())
+    assert found.verdict == "safe"
     with pytest.raises(InputError, match="expected"):
         abductive_mask.verdict(module, image, mask[..., :2], 0.1, Budget())
+
+
+def test_a_wrong_verdict_on_a_mask_is_found():
+    """Nothing kept, all free: never safe; and an image of the same class is no witness."""
+    model = models.load_model("mnist_cnn_small")
+    image, tried = tiny_digit(model), (200, 20)
+    mask, same = torch.zeros(1, 1, 28, 28), image.flatten()
+    answers = [Answer("safe"), Answer("unsafe", same), Answer("unknown")]
+    asked = model.module, image, mask, 1.0
+    assert [abductive_mask.refuted(*asked, a, *tried) for a in answers] == [True, True, False]
+    true = abductive_mask.verdict(model.module, image, mask, 1.0, Budget())
+    assert true.verdict == "unsafe"
+    assert not abductive_mask.refuted(*asked, true, *tried)
+
+
+def test_a_box_in_double_precision_is_not_made_smaller():
+    image = tiny.image().double() + 1e-9
+    found = Verifier(tiny.net(), image, image - 1e-12, image + 1e-12)
+    assert (found.low <= image.flatten() - 1e-12).all()
+    assert (found.high >= image.flatten() + 1e-12).all()
+    assert torch.equal(found.low, found.low.float().double())
 
 
 # --- files and the command line

@@ -65,6 +65,11 @@ def test_matrices_that_are_not_the_network_prove_nothing(case, monkeypatch):
     assert found.deviation == pytest.approx(0.01, abs=1e-4) and found.wrong == 1
 
 
+def test_a_deviation_that_is_no_number_is_wrong():
+    passed = abductive_audit.Audit(1, 0, 1, 0, 0, (), "safe", 0.0)
+    assert passed.wrong == 0 and replace(passed, deviation=float("nan")).wrong == 1
+
+
 def test_nothing_free_and_nothing_tried(case):
     module, image, lower, upper, free, _ = case
     none = torch.zeros_like(free)

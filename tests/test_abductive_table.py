@@ -38,23 +38,25 @@ def test_ink_and_background_are_told_apart():
 
 def test_a_summary_by_hand():
     verdict = {"safe_eps": 0.5, "unsafe_eps": 0.6, "feasible": True, "audit": {"wrong": 0}}
-    verdict |= {"added_unknown": []}
+    verdict |= {"added_unknown": [], "wrong": 0}
     given = [
         result(1, fixed=[], mask_pixels=[1, 2], mask=verdict | {"verdict": "safe", "added": []}),
         result(2, fixed=list(range(9)), mask_pixels=[1] * 4, seconds=8.0,
                mask=verdict | {"verdict": "unsafe", "added": [5, 6], "added_unknown": [7],
-                               "audit": {"wrong": 1}}),
+                               "audit": {"wrong": 1}, "wrong": 2}),
         result(4, unknown=[3], subset_minimal=False, seconds=60.0,
                audit={"wrong": 2, "proof": "unknown"}),
     ]  # fmt: skip
     found = abductive_table.summarise([abductive_table.row(one) for one in given])
     counts = ("digits", "settled", "none_needed", "wrong", "proven_again")
-    assert [found[name] for name in counts] == [3, 2, 1, 3, 2]
+    assert [found[name] for name in counts] == [3, 2, 1, 5, 2]
     medians = ("fixed", "mask", "added", "seconds", "mask_safe_eps", "set", "mask_less_set")
     assert [found[name]["value"] for name in medians] == [0, 3, 1.5, 8, 0.5, 1, -1.5]
-    only = found["not_empty"]
-    assert (only["digits"], only["mask_verdicts"]["unsafe"], only["masks_feasible"]) == (1, 1, 1)
-    assert only["fixed"]["value"] == 9 and only["mask_less_set"]["value"] == 4 - 9
+    only = found["not_empty"]  # the second, and the third, of which a pixel may have to be fixed
+    assert (only["digits"], only["mask_verdicts"]["unsafe"], only["masks_feasible"]) == (2, 1, 1)
+    assert only["fixed"]["value"] == 4.5 and only["mask_less_set"]["value"] == 4 - 9
+    unasked = abductive_table.row(result(1, audit={"wrong": 0, "proof": "not asked"}))
+    assert abductive_table.summarise([unasked])["proven_again"] is None
     assert found["mask_verdicts"] == {"safe": 1, "unsafe": 1, "unknown": 0}
     assert found["ink_share"] == 0, "the corner of a digit is paper"
     nothing = abductive_table.summarise([abductive_table.row(given[0])])
@@ -69,6 +71,9 @@ def test_results_are_read_in_order_and_their_absence_is_said(tmp_path):
     assert abductive_table.digest(tmp_path) != before
     with pytest.raises(InputError, match="minexp abductive INDEX"):
         abductive_table.read(tmp_path / "none")
+    list(run([3], "mnist_cnn_small", Plan(0.1, side=7, fillings=9, restarts=1), tmp_path))
+    with pytest.raises(InputError, match="differ in their plan"):
+        abductive_table.read(tmp_path)
 
 
 def test_marked_pixels_have_their_colour():

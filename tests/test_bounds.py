@@ -83,6 +83,16 @@ def test_what_has_no_bounds_is_refused(net, words):
         bounds.as_layers(net, (3,))
 
 
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
+@pytest.mark.parametrize("part", ["weight", "bias"])
+def test_weights_that_are_not_finite_are_refused(wrong, part):
+    net = nn.Sequential(nn.Linear(3, 2), nn.ReLU(), nn.Linear(2, 2))
+    with torch.no_grad():
+        getattr(net[0], part).view(-1)[0] = wrong
+    with pytest.raises(InputError, match="finite"):
+        bounds.as_layers(net, (3,))
+
+
 def test_padding_other_than_with_zeros_and_a_layer_too_large_are_refused(monkeypatch):
     circular = nn.Sequential(nn.Conv2d(1, 1, 3, padding=1, padding_mode="circular"), nn.Flatten())
     with pytest.raises(InputError, match="zeros"):

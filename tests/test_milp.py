@@ -99,6 +99,22 @@ def test_cases_of_a_smaller_box_do_not_prove_a_larger_one():
     assert not split.proven
 
 
+@pytest.mark.parametrize("high", [2.0, 1e16, float("inf"), float("nan")])
+def test_what_highs_refuses_is_no_proof(high):
+    """relu(x) - 0.5 over [0, 1] is not safe, and that bound's size is not the network's fault."""
+    weights = (torch.ones(1, 1).double(), torch.ones(1, 1).double())
+    layers = bounds.Layers(weights, (torch.zeros(1).double(), torch.tensor([-0.5]).double()))
+    ends = ((torch.full((1, 1), end).double(),) for end in (-1.0, high))
+    lower, upper = torch.zeros(1).double(), torch.ones(1).double()
+    answer = milp.query(layers, bounds.Relaxation(*ends), lower, upper, seconds=10)
+    assert answer.verdict == ("unsafe" if high == 2 else "unknown")
+
+
+def test_a_program_that_highs_refuses_is_told_from_an_infeasible_one(monkeypatch):
+    monkeypatch.setattr(milp, "LARGEST", float("inf"))
+    test_what_highs_refuses_is_no_proof(1e16)
+
+
 def test_a_net_without_relus():
     x = tiny.image()
     layers = tiny.margins(tiny.net(8, 3), x=x)
@@ -107,6 +123,8 @@ def test_a_net_without_relus():
     bound = bounds.bound_outputs(layers, lower[None], upper[None])[0].amin()
     answer = milp.query(layers, relaxation, lower, upper, seconds=10)
     assert answer.verdict == ("safe" if bound > 0 else "unsafe")
+    split = splitting.prove(layers, 0, relaxation, lower, upper, cases=10)
+    assert not split.proven and split.witness is None, "there is no sign to assume"
 
 
 def test_a_point_that_no_forward_pass_confirms_is_no_witness():
