@@ -1,6 +1,7 @@
 """The comparisons' figures: data in, a figure out. No computation of results, no files."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from textwrap import fill
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -14,6 +15,7 @@ from minexp.plots import show_image, show_mask
 from minexp.style import COLUMN_WIDTH, PAGE_WIDTH, PALETTE, style
 
 MAPS = "cividis"  # of heat maps: ordered by lightness, the same to colour-blind readers
+LETTERS = 120  # of a title, that fit on the page's width
 
 
 def gallery(rows: Sequence[Sequence[Mapping]]) -> Figure:
@@ -31,12 +33,14 @@ def gallery(rows: Sequence[Sequence[Mapping]]) -> Figure:
         )  # fmt: skip
         drawn = None
         for ax, cell in zip(axes.flat, (cell for row in rows for cell in row), strict=True):
+            lines = cell["title"].splitlines()
+            title = "\n".join(fill(line, LETTERS // columns) for line in lines)
             if "image" in cell:
-                show_image(ax, cell["image"], cell["title"])
+                show_image(ax, cell["image"], title)
             elif "mask" in cell:
-                show_mask(ax, cell["mask"], cell["title"])
+                show_mask(ax, cell["mask"], title)
             else:
-                drawn = _show_map(ax, cell["map"], cell["title"])
+                drawn = _show_map(ax, cell["map"], title)
         if drawn is not None:
             share = 0.9 if len(rows) == 1 else 0.4
             bar = figure.colorbar(drawn, ax=axes, shrink=share, aspect=50 * share, pad=0.01)

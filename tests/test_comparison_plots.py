@@ -49,6 +49,14 @@ def test_a_gallery_of_pictures_maps_and_masks(tmp_path):
     drawable(figure, tmp_path, PAGE_WIDTH)
 
 
+def test_a_title_is_as_wide_as_its_picture():
+    title = "Greater Swiss Mountain dog: 0.22\nthe second line"
+    cell = {"mask": torch.zeros(1, 1, 4, 4), "title": title}
+    for columns, lines in ((1, title.splitlines()), (6, ["Greater Swiss", "Mountain dog: 0.22"])):
+        found = plots.gallery([[cell] * columns]).axes[0].get_title().splitlines()
+        assert found == [*lines[: len(found) - 1], "the second line"]
+
+
 def test_a_gallery_without_maps_has_no_scale_and_a_constant_map_is_drawn():
     cell = {"mask": torch.zeros(1, 1, 4, 4), "title": ""}
     assert len(plots.gallery([[cell]]).axes) == 1
