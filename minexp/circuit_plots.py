@@ -12,8 +12,9 @@ from minexp.style import COLUMN_WIDTH, PAGE_WIDTH, PALETTE, style
 
 LOOKS = {  # ranking -> how its curve is drawn; the paper's is ours
     "energy": {"color": PALETTE["ours"]},
-    "departure": {"color": PALETTE["gradient"]},
-    "departure_gradient": {"color": PALETTE["noise"]},
+    "departure": {"color": PALETTE["noise"]},
+    "integrated": {"color": PALETTE["gradient"]},
+    "integrated_other": {"color": PALETTE["gradient"], "linestyle": ":"},
     "random": {"color": PALETTE["baseline"]},
     "random_energy": {"color": PALETTE["baseline"], "linestyle": "--"},
 }

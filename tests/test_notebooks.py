@@ -191,7 +191,7 @@ def test_circuits_are_held_to_what_they_claim(copy):
     answer = check(copy, "07", figures, *(option(*one) for one in settings.items()))
     claim = "tiny_circuits: 20% of the channels by energy keep the label on 0.8 of images"
     assert f"| {claim} | 3.3, at its word | 0.00" in answer
-    assert "On tiny_circuits the paper's circuit" in answer and "of two 0." in answer
+    assert "- **tiny_circuits**, 20% of each layer's channels." in answer and "of two 0." in answer
 
 
 def test_abductive_explanations_are_set_beside_masks(copy):
