@@ -79,7 +79,6 @@ def _summary(rows: Sequence[dict]) -> dict:
     fixed = sum(row["fixed"] for row in rows)
     proofs = [row["proof"] for row in rows]
     asked = any(proof != "not asked" for proof in proofs)
-    gaps = [row["mask"] - row["set"] for row in rows if row["mask"] is not None]
     return {
         "digits": len(rows),
         "misread": sum(not row["correct"] for row in rows),
@@ -91,7 +90,6 @@ def _summary(rows: Sequence[dict]) -> dict:
             name: _median(rows, name)
             for name in ("fixed", "unknown", "set", "mask", "added", "seconds", "mask_safe_eps")
         },
-        "mask_less_set": interval(gaps, np.median),
         "ink_share": sum(row["ink"] for row in rows) / fixed if fixed else None,
         "masks_feasible": sum(bool(row["mask_feasible"]) for row in rows),
         "mask_verdicts": {name: verdicts.count(name) for name in ("safe", "unsafe", "unknown")},
