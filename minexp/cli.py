@@ -137,15 +137,22 @@ def _parser() -> argparse.ArgumentParser:
         "circuit", commands.circuit, "draw the channels that made the model decide, and test them"
     )
     p.add_argument("images", nargs="+", metavar="IMAGE|DIR|RESULT.json")
-    p.add_argument("--model", default="efficientnet_lite0")
+    p.add_argument("--model", default="efficientnet_lite0", help="default: efficientnet_lite0")
     p.add_argument("--taps", type=_names, default=[], metavar="LAYER,…", help="default: its own")
-    p.add_argument("--ranking", default="energy", help="of channels; see minexp/channels.py")
+    p.add_argument(
+        "--ranking", default="energy", help="of channels: energy (the default, the paper's), "
+        "gradient, energy_gradient, attribution, departure_gradient, departure or integrated",
+    )  # fmt: skip
     p.add_argument("--channels", type=int, help="of each layer; default: 6")
     p.add_argument("--share", type=float, help="or as many as hold this share of its energy")
-    p.add_argument("--evaluate", action="store_true", help="write a table of all instead")
+    p.add_argument(
+        "--evaluate",
+        action="store_true",
+        help="write a table of all rankings; --ranking and --channels say whose edges are cut",
+    )
     p.add_argument("--jobs", type=int, default=1, help="of the evaluation")
     p.add_argument("--force", action="store_true", help="evaluate again what is finished")
-    p.add_argument("--out", type=Path, default=Path("circuits"))
+    p.add_argument("--out", type=Path, default=Path("circuits"), help="default: circuits")
 
     p = command(
         "abductive", commands.abductive, "find and prove the pixels that fix a digit's class"

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import struct
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from huggingface_hub import constants
 from PIL import Image
 
 from minexp import jobs, models
+from minexp.channels import RANKINGS
 from minexp.cli import main
 from minexp.config import PRESETS
 
@@ -59,6 +61,11 @@ def test_help(command, capsys):
     code, out, err = run(*command, "--help", capsys=capsys)
     assert code == 0 and err == "" and out.startswith("usage: minexp")
     assert all(name in out for name in COMMANDS) or command
+
+
+def test_every_ranking_is_in_the_help_which_imports_none_of_them(capsys):
+    out = run("circuit", "--help", capsys=capsys)[1]
+    assert set(RANKINGS) <= set(re.findall(r"[a-z_]+", out))
 
 
 def test_every_contracted_option_is_in_the_help(capsys):
