@@ -41,7 +41,8 @@ def curves(tables: Mapping[str, Mapping], ablation: str = "mean") -> Figure:
             ax.set_xlabel("channels of each layer in the circuit")
         for row in axes:
             row[0].set_ylabel("share of images")
-        axes[0, 1].legend()
+        lines, names = axes[0, 0].get_legend_handles_labels()
+        figure.legend(lines, names, loc="outside lower center", ncols=len(names))
     return figure
 
 

@@ -126,7 +126,8 @@ def read(folder: Path) -> dict:
 def _curves(rows: Sequence[dict]) -> list[dict]:
     """Means over the images, of shares medians, with 95 % bootstrap intervals: a row a point.
 
-    ``margin``: of ``kept`` less ``TIMES`` that of as many random channels, image by image.
+    ``margin``: of ``kept`` less ``TIMES`` that of as many random channels, image by image; absent
+    where that is more than all images.
     """
     chance = {
         (row["image"], *(row[name] for name in CURVE[1:])): row["kept"]
@@ -138,15 +139,18 @@ def _curves(rows: Sequence[dict]) -> list[dict]:
         by = chance[row["image"], *(row[name] for name in CURVE[1:])]
         margin = {"margin": row["kept"] - TIMES * by}
         points.setdefault(tuple(row[name] for name in CURVE), []).append(row | margin)
-    return [
-        dict(zip(CURVE, key, strict=True))
-        | {
-            name: interval(values(found, name), np.median if name in MEDIANS else np.mean)
-            for name in (*MEASURES, "needed", "fall", "margin")
-            if values(found, name)
-        }
-        for key, found in points.items()
-    ]
+    shown = []
+    for key, found in points.items():
+        names = [name for name in (*MEASURES, "needed", "fall") if values(found, name)]
+        least = np.mean([row["kept"] - row["margin"] for row in found])  # TIMES random's share
+        shown.append(
+            dict(zip(CURVE, key, strict=True))
+            | {
+                name: interval(values(found, name), np.median if name in MEDIANS else np.mean)
+                for name in (*names, *["margin"] * bool(least < 1))
+            }
+        )
+    return shown
 
 
 def _areas(rows: Sequence[dict]) -> list[dict]:

@@ -8,9 +8,9 @@ import re
 
 import yaml
 
-from minexp import goals
+from minexp import circuit_table, goals
 from minexp.paths import FIGURES, NOTEBOOKS, ROOT, write_text
-from minexp.summary import read, with_interval
+from minexp.summary import read, shown, with_interval
 
 README = ROOT / "README.md"
 BENCH = FIGURES / "bench"
@@ -149,6 +149,24 @@ def areas() -> str:
     return "\n".join(lines)
 
 
+def circuits() -> str:
+    """What circuits of a fifth of each layer's channels keep, and lose, a row a ranking."""
+    lines = [
+        "| network | images | channels by | kept | lost | kept, with zeros | lost, with zeros |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for folder in sorted(BENCH.glob("circuits_*/")):
+        found = circuit_table.read(folder)
+        at = {(r["ranking"], r["ablation"], r["shortcuts"], r["fraction"]): r
+              for r in found["curves"]}  # fmt: skip
+        for ranking in ("energy", "integrated", "integrated_other", "random"):
+            both = (at[ranking, ablation, False, 0.2] for ablation in ("mean", "zero"))
+            cells = [shown(row[measure], ".2f") for row in both for measure in ("kept", "lost")]
+            about = f"| {folder.name.removeprefix('circuits_')} | {found['images']} | {ranking} "
+            lines.append(f"{about}| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def notebooks() -> str:
     """Figure -> notebook -> command -> minutes, from the figures' sidecars and the last run."""
     lines = ["| figure | notebook | command | minutes |", "|---|---|---|---|"]
@@ -190,6 +208,7 @@ BLOCKS = {
     "models": models,
     "areas": areas,
     "networks": networks,
+    "circuits": circuits,
     "notebooks": notebooks,
     "profile": profile,
 }

@@ -40,7 +40,7 @@ def test_curves_of_every_network():
     assert to_hex(kept.lines[0].get_color()).upper() == PALETTE["ours"], "the paper's ranking"
     band = kept.collections[0].get_paths()[0].vertices[:, 1]
     assert np.isclose(band.min(), -0.1) and np.isclose(band.max(), 0.6)
-    names = [text.get_text() for text in figure.axes[1].get_legend().get_texts()]
+    names = [text.get_text() for text in figure.legends[0].get_texts()]
     assert names == rankings
 
 
