@@ -104,7 +104,8 @@ def draw_circuit(ax: Axes, graph: nx.DiGraph, title: str = "", count: int = SHOW
         text = graph.graph["label"].replace(" ", "\n") if last else str(node["channel"])
         ax.text(x, y - 0.06 * last, text, ha="center", va="top" if last else "center",
                 fontsize=6.5 if last else 5.5, zorder=4)  # fmt: skip
-    for tap, layer in {(n["tap"], n["layer"]) for _, n in graph.nodes(data=True)}:
+    layers = dict.fromkeys((n["tap"], n["layer"]) for _, n in graph.nodes(data=True))
+    for tap, layer in layers:
         x = layer / max(1, graph.graph["layers"])
         ax.text(x, 1.03, tap, ha="center", va="bottom", fontsize=6)
     ax.set(xlim=(-0.07, 1.09), ylim=(-0.02, 1.1))

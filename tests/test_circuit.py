@@ -293,6 +293,8 @@ def test_a_photograph(lite0, coffee, tmp_path):
     assert all(edge.keys() == {"structural", "gradient", "cross_layer", "logit"}
                for *_, edge in graph.edges(data=True))  # fmt: skip
     figure = drawing.circuit_figure(graph, lite0.to_pixels(coffee))
+    titles = [text.get_text() for ax in figure.axes for text in ax.texts if "." in text.get_text()]
+    assert titles == [tap for tap in lite0.taps if "." in tap], "in their order, always"
     save_panel(tmp_path / "c.png", figure)
     assert (tmp_path / "c.png").stat().st_size > 10_000
 
