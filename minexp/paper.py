@@ -102,7 +102,9 @@ def _tables(values: Mapping[str, Any]) -> list[Path]:
     """The files of the folders in ``figures/bench`` that parameters name."""
     named = [name for v in values.values() for name in (v if isinstance(v, list) else [v])]
     folders = [p for p in (paths.FIGURES / "bench").glob("*/") if p.name in named]
-    return [file for folder in folders for file in folder.glob("*.*")]
+    return [
+        file for folder in folders for end in ("csv", "json") for file in folder.glob(f"*.{end}")
+    ]
 
 
 def _versions() -> dict[str, str]:

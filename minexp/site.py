@@ -63,8 +63,9 @@ def gather(sources: Path) -> None:
 
 
 def executed() -> list[Path]:
-    """The numbered notebooks that have run, in their order."""
-    return sorted((FIGURES / "executed").glob("[0-9][0-9]_*.ipynb"))
+    """The numbered notebooks that have run, in their order; not what a failed run left."""
+    found = sorted((FIGURES / "executed").glob("[0-9][0-9]_*.ipynb"))
+    return [path for path in found if not path.name.endswith(".partial.ipynb")]
 
 
 def folded(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:

@@ -222,6 +222,8 @@ def test_a_notebook_depends_on_the_tables_its_parameters_name(root, pretend, cap
     assert paper.run() == 0
     (root / "figures/bench/three/results.csv").write_text("b")
     assert stale(capsys) == {}
+    (root / "figures/bench/two/3.witnesses.npz").write_bytes(b"what is not committed")
+    assert stale(capsys) == {}
     (root / "figures/bench/two/results.csv").write_text("b")
     why = "would run: changed: figures/bench/two/results.csv"
     assert stale(capsys) == {"01_first": why}

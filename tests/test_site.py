@@ -229,6 +229,14 @@ def test_substitutions_are_those_the_pages_use():
     assert used == site.substitutions().keys()
 
 
+def test_what_a_failed_run_left_is_no_page(tmp_path, monkeypatch):
+    (tmp_path / "executed").mkdir()
+    for name in ("01_first.ipynb", "02_second.partial.ipynb", "notes.ipynb"):
+        (tmp_path / "executed" / name).write_text("{}")
+    monkeypatch.setattr(site, "FIGURES", tmp_path)
+    assert [path.name for path in site.executed()] == ["01_first.ipynb"]
+
+
 def test_folding_tags_code_and_nothing_else():
     new = nbformat.v4
     cells = [new.new_code_cell("1"), new.new_markdown_cell("text")]
