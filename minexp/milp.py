@@ -6,7 +6,11 @@ asked for any point at which an output is not above ``PROOF``: "infeasible" is t
 room for the solver's own tolerances, and a point counts only if a forward pass confirms it.
 """
 
-from collections.abc import Sequence
+import os
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -49,25 +53,53 @@ def query(
 
     Raises InputError for no row or seconds <= 0.
     """
-    rows = list(range(len(layers.biases[-1])) if rows is None else rows)
+    rows = list(range(len(layers.biases[-1]))) if rows is None else rows
     if not rows or seconds <= 0:
         raise InputError(f"rows={rows}, seconds={seconds}: expected a row, and seconds > 0")
-    low, high, whole, constraints = _program(layers, rows, relaxation, lower, upper)
     if not all((part.abs() <= LARGEST).all() for part in (*relaxation.low, *relaxation.high)):
         return Answer("unknown")
-    found = milp(
-        np.zeros(len(low)),
-        integrality=whole,
-        bounds=Bounds(low, high),
-        constraints=constraints,
-        options={"time_limit": seconds},
-    )
+    end = time.perf_counter() + seconds
+    answers = []
+    for row in rows:
+        left = max(end - time.perf_counter(), 0.0)
+        answers.append(_row(layers, row, relaxation, lower, upper, left))
+        if answers[-1].verdict == "unsafe":
+            return answers[-1]
+    return next((answer for answer in answers if answer.verdict == "unknown"), Answer("safe"))
+
+
+def _row(
+    layers: Layers, row: int, relaxation: Relaxation, lower: Tensor, upper: Tensor, seconds: float
+) -> Answer:
+    objective, low, high, whole, constraints = _program(layers, row, relaxation, lower, upper)
+    with _quiet():
+        found = milp(
+            objective,
+            integrality=whole,
+            bounds=Bounds(low, high),
+            constraints=constraints,
+            options={"time_limit": seconds},
+        )
     if found.status == INFEASIBLE and "infeasible" in found.message:
         return Answer("safe")
     if found.x is None:
         return Answer("unknown")
     return _confirmed(layers, torch.from_numpy(found.x[: len(lower)]).clamp(lower, upper),
                       lower, upper)  # fmt: skip
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what HiGHS prints for its developers: no option stops it, Python never sees it."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    try:
+        with open(os.devnull, "w", encoding="utf-8") as nowhere:
+            os.dup2(nowhere.fileno(), 1)
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
 
 
 def _confirmed(layers: Layers, x: Tensor, lower: Tensor, upper: Tensor) -> Answer:
@@ -78,12 +110,13 @@ def _confirmed(layers: Layers, x: Tensor, lower: Tensor, upper: Tensor) -> Answe
 
 
 def _program(
-    layers: Layers, rows: list[int], relaxation: Relaxation, lower: Tensor, upper: Tensor
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[LinearConstraint]]:
-    """Bounds and integrality (V,) of the variables, and the constraints.
+    layers: Layers, row: int, relaxation: Relaxation, lower: Tensor, upper: Tensor
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, list[LinearConstraint]]:
+    """The objective, bounds and integrality (V,) of the variables, and the constraints.
 
     The variables in order: the input, then for each layer its ReLUs' outputs and their binaries
-    (1: the input is >= 0), then one binary a row: 1 for the output that is not above ``PROOF``.
+    (1: the input is >= 0). The objective is the output's own: a point that meets the constraints
+    would do, but what it leads to is what the search branches on and cuts by.
     """
     low, high, whole = [lower.numpy()], [upper.numpy()], [np.zeros(len(lower))]
     matrices, least, most = [], [], []
@@ -97,20 +130,17 @@ def _program(
         low += [np.zeros(width), ((below >= 0) & (above > 0)).astype(float)]
         high += [np.maximum(above, 0), (above > 0).astype(float)]
         whole += [np.zeros(width), np.ones(width)]
-    last = -2 if layers.widths else -1  # past the binaries of the last layer, if there are any
-    matrix, top = _outputs(layers, rows, low[last], high[last])
-    low.append(np.zeros(len(rows)))
-    high.append(np.ones(len(rows)))
-    whole.append(np.ones(len(rows)))
     total = sum(map(len, low))
     constraints, first = [], 0
     for part, bottom, cap, size in zip(matrices, least, most, layers.widths, strict=True):
         constraints.append(_placed(part, first, total, bottom, cap))
         first += part.shape[1] - 2 * size  # the next layer begins at this one's outputs
-    constraints.append(_placed(matrix, first, total, np.full(len(rows), -np.inf), top))
-    one = csr_array(np.r_[np.zeros(total - len(rows)), np.ones(len(rows))][None])
-    constraints.append(LinearConstraint(one, 1, np.inf))
-    return np.concatenate(low), np.concatenate(high), np.concatenate(whole), constraints
+    weight = layers.weights[-1][row].numpy()
+    objective = np.zeros(total)
+    objective[first : first + len(weight)] = weight
+    cap = PROOF - layers.biases[-1][row].item()
+    constraints.append(LinearConstraint(csr_array(objective[None]), -np.inf, cap))
+    return objective, np.concatenate(low), np.concatenate(high), np.concatenate(whole), constraints
 
 
 def _placed(matrix, first: int, total: int, least, most) -> LinearConstraint:
@@ -144,16 +174,3 @@ def _relus(layers: Layers, k: int, low: np.ndarray, high: np.ndarray) -> tuple:
     infinite = np.full(width, np.inf)
     least = np.concatenate([bias, -infinite, -infinite])
     return matrix, least, np.concatenate([infinite, bias - low, np.zeros(width)])
-
-
-def _outputs(layers: Layers, rows: list[int], low: np.ndarray, high: np.ndarray) -> tuple:
-    """w · y + b <= PROOF + M (1 - d) for each row, over the last layer's (y, a) and d.
-
-    y is in [low, high]; M is what the output can exceed PROOF by.
-    """
-    weight, bias = layers.weights[-1][rows].numpy(), layers.biases[-1][rows].numpy()
-    most = (np.maximum(weight, 0) * high + np.minimum(weight, 0) * low).sum(1) + bias
-    big = np.maximum(most - PROOF, 0)
-    gap = csr_array(weight.shape if len(layers.widths) else (len(rows), 0))
-    matrix = block_array([[csr_array(weight), gap, diags_array(big)]], format="csr")
-    return matrix, PROOF - bias + big

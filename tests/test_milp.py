@@ -1,5 +1,7 @@
 """Two complete solvers, cases and HiGHS, against a linear program for every pattern of signs."""
 
+import os
+
 import pytest
 import tiny
 import torch
@@ -56,6 +58,38 @@ def test_a_relu_whose_bounds_are_both_zero_is_zero():
     relaxation = bounds.Relaxation(nothing, nothing)
     lower, upper = torch.zeros(2).double(), torch.ones(2).double()
     assert milp.query(layers, relaxation, lower, upper, seconds=10).verdict == "unsafe"
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_program_holds_where_the_network_goes(seed):
+    """Every point of the box, with what the layers make of it, meets all constraints but the last,
+    which caps the output; and the objective is that output without its bias."""
+    layers, relaxation, lower, upper = question(seed, 0.3, (8, 10, 8, 3))
+    generator = torch.Generator().manual_seed(seed)
+    for x in attack.corners(lower, upper, 20, generator):
+        *hidden, outputs = layers.preactivations(x[None])
+        parts = [part for z in hidden for part in (z[0].relu(), (z[0] >= 0).double())]
+        point = torch.cat([x, *parts]).numpy()
+        for row, output in enumerate(outputs[0].tolist()):
+            objective, low, high, whole, (*encoding, cap) = milp._program(
+                layers, row, relaxation, lower, upper
+            )
+            assert (low <= point).all() and (point <= high).all()
+            for rule in encoding:
+                assert (rule.A @ point >= rule.lb - 1e-9).all()
+                assert (rule.A @ point <= rule.ub + 1e-9).all()
+            bias = layers.biases[-1][row].item()
+            assert objective @ point + bias == pytest.approx(output)
+            assert (cap.A @ point).item() + bias == pytest.approx(output)
+            assert cap.ub + bias == pytest.approx(splitting.PROOF)
+            assert whole.sum() == sum(layers.widths)
+
+
+def test_what_highs_prints_is_not_shown_and_what_comes_after_is(capfd):
+    with milp._quiet():
+        os.write(1, b"of no use")
+    print("shown")
+    assert capfd.readouterr().out == "shown\n"
 
 
 def test_no_budget_is_no_answer():
