@@ -35,14 +35,8 @@ def explanation(
 
     Raises as :func:`minexp.results.explain_to_files`.
     """
-    inputs = {
-        "image": open_reference(reference, model)[1],
-        "model": [model.name, model.weights_sha256, list(model.taps)],
-        "config": asdict(config),
-        "label": label,
-        "code": results.code_digest(),
-    }
-    folder = home() / "explanations" / _digest(inputs)
+    _, image = open_reference(reference, model)
+    folder = home() / "explanations" / _digest(model, config, label, image=image)
     results.explain_to_files(reference, model, config, folder, label=label)
     return folder / f"{stem(reference)}.json"
 
@@ -64,14 +58,8 @@ def explained(
 ) -> Explanation:
     """:func:`minexp.explain` of a tensor, in ``MINEXP_HOME/searches``; raises as that."""
     tensors = (None if t is None else t.cpu().numpy().tobytes() for t in (image, allowed))
-    inputs = {
-        "tensors": [t and hashlib.sha256(t).hexdigest() for t in tensors],
-        "model": [model.name, model.weights_sha256, list(model.taps)],
-        "config": asdict(config),
-        "label": label,
-        "code": results.code_digest(),
-    }
-    path = home() / "searches" / f"{_digest(inputs)}.pt"
+    digests = [t and hashlib.sha256(t).hexdigest() for t in tensors]
+    path = home() / "searches" / f"{_digest(model, config, label, tensors=digests)}.pt"
     if not path.exists():
         found = explain(model, image, config, label=label, allowed=allowed)
         with replacing(path) as partial:
@@ -80,7 +68,16 @@ def explained(
         return torch.load(path, map_location=model.device, weights_only=True)
 
 
-def _digest(inputs: dict) -> str:
+def _digest(
+    model: Classifier, config: ExplainConfig, label: int | None, **picture: str | list
+) -> str:
+    inputs = {
+        **picture,
+        "model": [model.name, model.weights_sha256, list(model.taps)],
+        "config": asdict(config),
+        "label": label,
+        "code": results.code_digest(),
+    }
     return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:16]
 
 
