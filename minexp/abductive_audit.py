@@ -1,10 +1,11 @@
 """Checks of an abductive explanation, apart from the search that found it.
 
 Random fillings and a strong attack on the network itself may never change the class while the
-sufficient set stays; every witness must; and one mixed-integer program over the whole complement,
-with bounds from interval arithmetic only, proves the set again. That program, its solver and its
-reading of the network as matrices are the search's last judge's too; only the bounds are others, so
-on every filling the matrices are held against the network. What a check finds wrong, it says.
+sufficient set stays; every witness must; and a mixed-integer program for each other class, over the
+whole complement and with bounds from interval arithmetic only, proves the set again. The programs,
+their solver and their reading of the network as matrices are the search's last judge's too; only
+the bounds are others, so on every filling the matrices are held against the network. What a check
+finds wrong, it says.
 """
 
 from collections.abc import Sequence

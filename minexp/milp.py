@@ -1,13 +1,15 @@
 """A second complete solver: the network as a mixed-integer program, given to HiGHS.
 
-The encoding of Tjeng et al. (ICLR 2019), section 4: one binary for each ReLU without a known sign,
-with its bounds over the box as the big M. HiGHS (Huangfu and Hall, 2018) comes with SciPy. It is
-asked for any point at which an output is not above ``PROOF``: "infeasible" is then a proof with
-room for the solver's own tolerances, and a point counts only if a forward pass confirms it.
+The encoding of Tjeng et al. (ICLR 2019), section 4: one binary for each ReLU, fixed where its sign
+is known, with its bounds over the box as the big M. HiGHS (Huangfu and Hall, 2018) comes with
+SciPy. It is asked for the least of one output among the points where that is not above ``PROOF``:
+"infeasible" is then a proof with room for the solver's own tolerances, and a point counts only if
+a forward pass confirms it.
 """
 
+import ctypes
 import os
-import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -25,7 +27,11 @@ from minexp.errors import InputError
 from minexp.splitting import PROOF
 
 INFEASIBLE = 2  # scipy.optimize.milp's status, which it also gives to a program HiGHS refused
-LARGEST = 1e9  # of a bound: far below what HiGHS takes for infinite, or refuses
+# HiGHS takes a binary within 1e-6 of 0 or 1 for that. From bounds of 3e6 on it was seen to call
+# programs infeasible that are not, up to 1e6 in none of a thousand.
+LARGEST = 1e4
+SMALLEST = 1e-9  # of a weight: HiGHS drops those that are no larger
+_printing = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -47,25 +53,34 @@ def query(
 ) -> Answer:
     """Are the outputs ``rows`` (None: all) above ``PROOF`` in a whole box (n_0,)?
 
+    What HiGHS cannot be trusted with, bounds above 1e4 or weights of at most 1e-9 that are not 0,
+    is "unknown". A witness may be another output's.
+
     Args:
         relaxation: bounds of the ReLUs' inputs over the box, B = 1.
-        seconds: after which the answer is "unknown"; HiGHS looks at its clock now and then.
+        seconds: shared by the rows, what one leaves is the others'; HiGHS looks at its clock now
+            and then.
 
-    Raises InputError for no row or seconds <= 0.
+    Raises InputError for no row, seconds <= 0 or an empty box.
     """
     rows = list(range(len(layers.biases[-1]))) if rows is None else rows
     if not rows or seconds <= 0:
         raise InputError(f"rows={rows}, seconds={seconds}: expected a row, and seconds > 0")
-    if not all((part.abs() <= LARGEST).all() for part in (*relaxation.low, *relaxation.high)):
+    if bool((lower > upper).any()):
+        raise InputError("an empty box: expected lower <= upper")
+    bounds = (lower, upper, *relaxation.low, *relaxation.high)
+    if not all((part.abs() <= LARGEST).all() for part in bounds) or any(
+        ((part.abs() <= SMALLEST) & (part != 0)).any() for part in layers.weights
+    ):
         return Answer("unknown")
-    end = time.perf_counter() + seconds
-    answers = []
-    for row in rows:
-        left = max(end - time.perf_counter(), 0.0)
-        answers.append(_row(layers, row, relaxation, lower, upper, left))
-        if answers[-1].verdict == "unsafe":
-            return answers[-1]
-    return next((answer for answer in answers if answer.verdict == "unknown"), Answer("safe"))
+    end, verdicts = time.perf_counter() + seconds, set()
+    for done, row in enumerate(rows):
+        share = max(end - time.perf_counter(), 0.0) / (len(rows) - done)
+        answer = _row(layers, row, relaxation, lower, upper, share)
+        if answer.verdict == "unsafe":
+            return answer
+        verdicts.add(answer.verdict)
+    return Answer("safe") if verdicts == {"safe"} else Answer("unknown")
 
 
 def _row(
@@ -90,16 +105,25 @@ def _row(
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without what HiGHS prints for its developers: no option stops it, Python never sees it."""
-    sys.stdout.flush()
-    kept = os.dup(1)
-    try:
-        with open(os.devnull, "w", encoding="utf-8") as nowhere:
-            os.dup2(nowhere.fileno(), 1)
+    """Without the line that HiGHS prints, by C's printf, when it repairs a candidate.
+
+    No option stops it, and Python's own redirection does not see it. The candidate is judged by a
+    forward pass here, so that nothing is lost.
+    """
+    if os.name != "posix":
         yield
-    finally:
-        os.dup2(kept, 1)
-        os.close(kept)
+        return
+    flush = ctypes.CDLL(None).fflush
+    with _printing, open(os.devnull, "wb") as nowhere:
+        flush(None)
+        kept = os.dup(1)
+        os.dup2(nowhere.fileno(), 1)
+        try:
+            yield
+        finally:
+            flush(None)
+            os.dup2(kept, 1)
+            os.close(kept)
 
 
 def _confirmed(layers: Layers, x: Tensor, lower: Tensor, upper: Tensor) -> Answer:

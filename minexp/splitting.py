@@ -18,8 +18,8 @@ from minexp.attack import worst
 from minexp.bounds import Layers, Relaxation, back, bound_rows, least
 
 # An output counts as positive only if proven above this: far more than what single precision
-# loses in the digits' networks (about 1e-5; every audit measures it), and a thousand times a
-# solver's tolerance on one constraint.
+# loses in the digits' networks (about 1e-5; every audit measures it), and a hundred times HiGHS's
+# tolerance on one constraint.
 PROOF = 1e-4
 BATCH = 64
 CANDIDATES = 4  # ReLUs whose split is tried out

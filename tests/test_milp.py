@@ -1,6 +1,6 @@
 """Two complete solvers, cases and HiGHS, against a linear program for every pattern of signs."""
 
-import os
+import ctypes
 
 import pytest
 import tiny
@@ -86,10 +86,50 @@ def test_the_program_holds_where_the_network_goes(seed):
 
 
 def test_what_highs_prints_is_not_shown_and_what_comes_after_is(capfd):
-    with milp._quiet():
-        os.write(1, b"of no use")
-    print("shown")
+    printf = ctypes.CDLL(None).printf  # by C, as HiGHS does, into a buffer of C's own
+    with pytest.raises(KeyError), milp._quiet():
+        printf(b"of no use\n")
+        raise KeyError
+    printf(b"shown\n")
+    ctypes.CDLL(None).fflush(None)
     assert capfd.readouterr().out == "shown\n"
+
+
+def test_highs_is_given_the_output_to_minimise_and_is_kept_quiet(monkeypatch, capfd):
+    def solver(objective, **given):
+        seen.append((objective, given["constraints"][-1].A))
+        ctypes.CDLL(None).printf(b"of no use\n")
+        return solve(objective, **given)
+
+    seen, solve = [], milp.milp
+    monkeypatch.setattr(milp, "milp", solver)
+    layers, relaxation, lower, upper = question(0, 0.1)
+    milp.query(layers, relaxation, lower, upper, seconds=60, rows=[1])
+    ((objective, capped),) = seen
+    assert objective.any() and (objective == capped.toarray()[0]).all()
+    assert capfd.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    ("answers", "whole", "asked"),
+    [
+        (["safe", "safe"], "safe", 2),
+        (["unknown", "safe"], "unknown", 2),
+        (["safe", "unknown"], "unknown", 2),
+        (["unknown", "unsafe"], "unsafe", 2),
+        (["unsafe", "safe"], "unsafe", 1),
+    ],
+)
+def test_a_box_is_safe_if_every_output_is(monkeypatch, answers, whole, asked):
+    def one(*arguments):
+        seconds.append(arguments[-1])
+        return milp.Answer(answers[len(seconds) - 1])
+
+    seconds: list[float] = []
+    monkeypatch.setattr(milp, "_row", one)
+    assert milp.query(*question(0, 0.1), seconds=60).verdict == whole
+    assert len(seconds) == asked
+    assert all(0 < each <= most for each, most in zip(seconds, (30, 60), strict=False))
 
 
 def test_no_budget_is_no_answer():
@@ -142,6 +182,44 @@ def test_what_highs_refuses_is_no_proof(high):
     lower, upper = torch.zeros(1).double(), torch.ones(1).double()
     answer = milp.query(layers, bounds.Relaxation(*ends), lower, upper, seconds=10)
     assert answer.verdict == ("unsafe" if high == 2 else "unknown")
+
+
+@pytest.mark.parametrize(
+    ("scale", "verdict"), [(1e2, "unsafe"), (1e4, "unknown"), (1e7, "unknown")]
+)
+def test_bounds_too_wide_for_the_solvers_tolerance_prove_nothing(scale, verdict):
+    """The box holds a point whose least output is -0.01; from 3e6 on HiGHS called it infeasible."""
+    x = tiny.image(101)
+    layers = tiny.margins(tiny.net(8, 6, 5, 3, seed=101), x=x)
+    lower, upper = x.flatten().double() - 0.4, x.flatten().double() + 0.4
+    generator = torch.Generator().manual_seed(0)
+    least = attack.attack(layers, lower, upper, restarts=40, generator=generator)[1]
+    moved = (*layers.biases[:-1], layers.biases[-1] - 0.01 - least)
+    layers = bounds.Layers(layers.weights, moved)
+    tight = bounds.relax(layers, lower[None], upper[None])
+    wide = bounds.Relaxation(
+        tuple(torch.where(low < 0, low * scale, low) for low in tight.low),
+        tuple(torch.where(high > 0, high * scale, high) for high in tight.high),
+    )
+    assert milp.query(layers, wide, lower, upper, seconds=10).verdict == verdict
+
+
+def test_a_weight_that_the_solver_would_drop_proves_nothing():
+    """0.05 - 1e-9 relu(1e8 x - 1e7) is -0.04 at 1, where HiGHS would see 0.05."""
+    weights = (torch.full((1, 1), 1e8).double(), torch.full((1, 1), -1e-9).double())
+    layers = bounds.Layers(weights, (torch.tensor([-1e7]).double(), torch.tensor([0.05]).double()))
+    lower, upper = torch.zeros(1).double(), torch.ones(1).double()
+    relaxation = bounds.relax(layers, lower[None], upper[None])
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(milp, "LARGEST", 1e9)
+        answer = milp.query(layers, relaxation, lower, upper, seconds=10)
+    assert answer == milp.Answer("unknown")
+
+
+def test_an_empty_box_is_refused():
+    layers, relaxation, lower, upper = question(0, 0.1)
+    with pytest.raises(InputError, match="lower <= upper"):
+        milp.query(layers, relaxation, upper, lower, seconds=1)
 
 
 def test_a_program_that_highs_refuses_is_told_from_an_infeasible_one(monkeypatch):
