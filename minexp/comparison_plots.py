@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from torch import Tensor
 
-from minexp.plots import show_image, show_mask
+from minexp.pictures import show_image, show_mask
 from minexp.style import COLUMN_WIDTH, PAGE_WIDTH, PALETTE, style
 
 MAPS = "cividis"  # of heat maps: ordered by lightness, the same to colour-blind readers

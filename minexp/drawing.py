@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from minexp.plots import show_image
+from minexp.pictures import show_image
 from minexp.style import PAGE_WIDTH, PALETTE, style
 
 SHOWN = 18  # edges of each colour, so that each can be followed

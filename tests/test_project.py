@@ -21,8 +21,8 @@ LINUX = {"python_version": "3.11", "python_full_version": "3.11.9", "sys_platfor
 
 # A file imports only from files above it.
 ORDER = [
-    "errors", "public", "config", "paths", "records", "images", "samples", "mnist", "cifar",
-    "builders", "initial", "muon", "training", "taps", "folding", "classifier", "weights",
+    "errors", "public", "config", "paths", "provenance", "records", "images", "samples", "mnist",
+    "cifar", "builders", "initial", "muon", "training", "taps", "folding", "classifier", "weights",
     "entries", "models", "references", "masking", "masknet", "losses", "sufficiency",
     "minimality", "deletion", "attention", "baselines", "search", "explain", "alternatives",
     "bounds", "attack", "splitting", "milp", "verifier", "abductive", "abductive_audit",
@@ -30,9 +30,9 @@ ORDER = [
     "edges", "circuit", "shortcuts", "ablation", "circuit_files", "peers", "results", "cache",
     "verification", "jobs", "abductive_run", "summary", "abductive_table", "path_patching",
     "circuit_evaluate", "circuit_item", "circuit_compare", "goals", "claims", "variants",
-    "suites", "bench", "sanity", "sanity_run", "style", "plots", "comparison_plots",
-    "circuit_plots", "abductive_plots", "drawing", "circuit_html", "figures", "circuit_table",
-    "circuit_run", "catalogue", "imports", "parameters", "provenance", "paper", "readme",
+    "suites", "bench", "sanity", "sanity_run", "style", "pictures", "plots",
+    "comparison_plots", "circuit_plots", "abductive_plots", "drawing", "circuit_html", "figures",
+    "circuit_table", "circuit_run", "catalogue", "imports", "parameters", "paper", "readme",
     "landing", "site", "commands", "cli",
 ]  # fmt: skip
 FREE = {"__init__", "__main__"}
@@ -161,17 +161,31 @@ def test_notebook_source(path):
     cells = nbformat.read(path, 4).cells
     code = [cell for cell in cells if cell.cell_type == "code"]
     assert not any(cell.outputs or cell.execution_count for cell in code), "run nbstripout"
-    assert sum("parameters" in cell.metadata.get("tags", ()) for cell in cells) == 1
+    (stated,) = (cell for cell in cells if "parameters" in cell.metadata.get("tags", ()))
+    for name, line in parameter_lines(stated.source).items():
+        assert re.match(r"\w+: .+ = ", line) and "  # " in line, f"{name}: no type, or no comment"
+    # without a kernel's name JupyterLab asks for one before it runs anything
+    assert nbformat.read(path, 4).metadata.kernelspec.name == "python3"
     for cell in code:
         check_cell(cell.source)
+
+
+def parameter_lines(source: str) -> dict[str, str]:
+    """What declares each parameter, and the comments in it."""
+    lines = source.splitlines()
+    return {
+        node.target.id: "\n".join(lines[node.lineno - 1 : node.end_lineno])
+        for node in ast.parse(source).body
+    }
 
 
 def check_cell(source: str) -> None:
     """A cell narrates or calls; what needs a definition belongs in the package."""
     assert len(source.splitlines()) <= 15, source
     assert not re.search(r"^\s*[%!]|\bpip\b|sys\.path", source, re.MULTILINE), source
-    absolute = r"""["'](/(?!/)[\w.-]+/|~/|[A-Za-z]:\\)"""
+    absolute = r"""["'](/(?!/)\w[\w.-]+(/|["'])|~/|[A-Za-z]:\\)"""
     assert not re.search(absolute, source), f"absolute path in: {source}"
+    assert "import minexp as" not in source, "what it uses would not be seen to change"
     refused = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
     for node in ast.walk(ast.parse(source)):
         assert not isinstance(node, refused), source
@@ -188,6 +202,8 @@ def check_cell(source: str) -> None:
         "try:\n    f()\nexcept:\n    pass",
         "open('/home/me/cat.jpg')",
         "open('~/cat.jpg')",
+        "folder = '/tmp'",
+        "import minexp as m",
         "x = 1\n" * 16,
     ],
 )
