@@ -30,8 +30,8 @@ def explanation(
     """The JSON of an image's explanation, made now if it has not been before.
 
     It lies in ``MINEXP_HOME/explanations``, in a folder named by a hash of the image's bytes, the
-    model and its weights, the settings, the class asked about and the code; two that differ in any
-    of these stand beside each other.
+    model and its weights, the settings, the class asked about, the code, torch's version and the
+    number of threads; two that differ in any of these stand beside each other.
 
     Raises as :func:`minexp.results.explain_to_files`.
     """
@@ -77,6 +77,9 @@ def _digest(
         "config": asdict(config),
         "label": label,
         "code": results.code_digest(),
+        # sums, and so masks, differ between versions and between numbers of threads
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
     }
     return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -89,7 +92,8 @@ def kinds() -> dict[str, list[Path]]:
 
 def table() -> Iterator[str]:
     """A line a folder: files and size."""
-    yield f"{'in MINEXP_HOME':16} {'files':>8} {'MB':>9}"
+    yield f"MINEXP_HOME: {home()}"
+    yield f"{'folder':16} {'files':>8} {'MB':>9}"
     for name, files in kinds().items():
         yield f"{name:16} {len(files):8} {sum(f.stat().st_size for f in files) / 1e6:9.1f}"
 

@@ -36,7 +36,9 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _names(text: str) -> list[str]:
-    return [name for name in text.split(",") if name]
+    if not (names := [name for name in text.split(",") if name]):
+        raise argparse.ArgumentTypeError(f"{text!r} names nothing")
+    return names
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -177,9 +179,16 @@ def _parser() -> argparse.ArgumentParser:
     p = command("paper", commands.paper, "run the notebooks and write the figures")
     p.add_argument("--profile", default="quick", help="quick or paper")
     p.add_argument("--only", type=_names, default=[], metavar="01,03", help="these notebooks only")
-    p.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"))
-    p.add_argument("--jobs", type=int, default=1)
+    p.add_argument(
+        "-p",
+        nargs=2,
+        action="append",
+        default=[],
+        metavar=("NAME", "VALUE"),
+        help="a notebook's parameter, as in -p steps 100 or -p images '[\"coffee\"]'",
+    )
+    p.add_argument("--jobs", type=int, default=1, help="notebooks run at once; default: 1")
     p.add_argument("--list", action="store_true", help="what would run, and why")
     p.add_argument("--check", action="store_true", help="is what is committed up to date?")
-    p.add_argument("--force", action="store_true")
+    p.add_argument("--force", action="store_true", help="also what is up to date")
     return parser

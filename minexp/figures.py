@@ -2,17 +2,15 @@
 
 import io
 import json
-import platform
-import subprocess
 from collections.abc import Mapping
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
-from minexp.paths import FIGURES, ROOT, replacing
+from minexp import provenance
+from minexp.paths import FIGURES, replacing
 from minexp.style import style
 
 
@@ -43,11 +41,8 @@ def save(
         "figure": name,
         "notebook": notebook,
         "parameters": dict(parameters),
-        "commit": commit(),
-        "versions": {
-            **{package: version(package) for package in ("minexp", "torch", "timm", "matplotlib")},
-            "python": platform.python_version(),
-        },
+        "commit": provenance.commit(),
+        "versions": provenance.versions(),
         "inputs": dict(inputs),
         "numbers": numbers,
     }
@@ -78,19 +73,3 @@ def _render(figure: Figure, form: str, metadata: dict) -> bytes:
     with style():  # some settings, such as SVG's, are read only now
         figure.savefig(buffer, format=form, metadata=metadata)
     return buffer.getvalue()
-
-
-def commit() -> str | None:
-    """The commit checked out, with ``+`` if the package's sources differ; None outside git."""
-    try:
-        head = _git("rev-parse", "HEAD")
-        return head + ("+" if _git("status", "--porcelain", "--", "minexp", "notebooks") else "")
-    except (OSError, subprocess.CalledProcessError):
-        return None
-
-
-def _git(*arguments: str) -> str:
-    done = subprocess.run(
-        ["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, check=True
-    )
-    return done.stdout.strip()

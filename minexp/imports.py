@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from minexp import paths
+from minexp.errors import InputError
 from minexp.public import PUBLIC
 
 
@@ -16,18 +17,23 @@ def used(notebook: Path) -> list[Path]:
     """
     cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
     sources = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
-    waiting = [name for source in sources for name in _imported(ast.parse(source))]
+    waiting = [name for source in sources for name in _imported(source, notebook)]
     found: set[Path] = set()
     while waiting:
         path = paths.ROOT / "minexp" / f"{waiting.pop()}.py"
         if path not in found and path.is_file():
             found.add(path)
-            waiting += _imported(ast.parse(path.read_text(encoding="utf-8")))
+            waiting += _imported(path.read_text(encoding="utf-8"), path)
     return sorted(found)
 
 
-def _imported(tree: ast.AST) -> Iterator[str]:
+def _imported(source: str, path: Path) -> Iterator[str]:
     """Names of the modules of ``minexp`` that a source asks for, at its top or in a function."""
+    try:
+        tree = ast.parse(source)
+    except SyntaxError as error:
+        line = (error.text or "").strip()
+        raise InputError(f"{path.name}: {error.msg}, in {line!r}") from error
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             for alias in node.names:

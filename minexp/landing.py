@@ -7,14 +7,13 @@ the cache this takes some minutes; building the site reads the two files only.
 
 import json
 from collections.abc import Mapping, Sequence
-from importlib.metadata import version
 from pathlib import Path
 
 import torch
 from torch import Tensor
 from torchvision.transforms.functional import to_pil_image
 
-from minexp import cache, circuit_html, figures, paths, samples, taps
+from minexp import cache, circuit_html, paths, provenance, samples, taps
 from minexp.channels import read
 from minexp.circuit import CHANNELS, build, choose
 from minexp.classifier import Classifier, folded
@@ -46,8 +45,8 @@ def write(folder: Path = FOLDER) -> None:
         "sha256": digest,
         "licence": samples.BUNDLED[IMAGE.removeprefix("bundled:")][2],
         "model": MODEL,
-        "commit": figures.commit(),
-        "versions": {name: version(name) for name in ("minexp", "torch", "timm")},
+        "commit": provenance.commit(),
+        "versions": provenance.versions(),
     }
     _write_json(folder / "curve.json", made | curve(model, image, found, result, config))
     _write_json(folder / "circuit.json", made | circuit(model, image, found, result))

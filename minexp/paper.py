@@ -3,9 +3,9 @@
 An input is the notebook's source, each of its resolved parameters, the modules of ``minexp/`` that
 it imports and all that these import, the tables in ``figures/bench/`` that its parameters name, any
 file of ``data/``, ``requirements.lock``, the installed versions, and the manifest of
-``MINEXP_IMAGES``; a figure that is gone makes its notebook stale too. All are digested when the run
-is planned, not (as doit's ``file_dep`` would) once a notebook has finished: a file edited while
-notebooks run must make them stale, not pass for what they ran with.
+``MINEXP_IMAGES``; a figure that is gone or retouched makes its notebook stale too. All are digested
+when the run is planned, not (as doit's ``file_dep`` would) once a notebook has finished: a file
+edited while notebooks run must make them stale, not pass for what they ran with.
 """
 
 import json
@@ -17,7 +17,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterable, Mapping
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -109,7 +108,7 @@ def _tables(values: Mapping[str, Any]) -> list[Path]:
 
 def _versions() -> dict[str, str]:
     """Installed versions, which the lock does not fix in a conda environment."""
-    return {f"version of {name}": version(name) for name in ("torch", "timm", "numpy", "pillow")}
+    return {f"version of {name}": found for name, found in provenance.versions().items()}
 
 
 def _shared_files() -> list[Path]:
@@ -131,11 +130,13 @@ def execute(job: Job) -> dict[str, Any] | TaskFailed:
     """Run one notebook beside its final place and move it there only when it has finished."""
     import nbformat  # with papermill three seconds, not spent when nothing has changed
     import papermill
+    from nbclient.exceptions import DeadKernelError
     from traitlets.config import Config
 
     logging.getLogger("papermill").setLevel("ERROR")  # it takes `x: int | None` for unknown
     start, partial = time.monotonic(), job.executed.with_suffix(".partial.ipynb")
     partial.parent.mkdir(parents=True, exist_ok=True)
+    before = provenance.sidecars(job.source.stem)
     # Kernels that talk through files cannot race for a port, as two started at once over TCP can.
     with tempfile.TemporaryDirectory(prefix="minexp-") as sockets:
         ipc = {"transport": "ipc", "ip": f"{sockets}/k"} if len(sockets) < 90 else {}
@@ -151,15 +152,25 @@ def execute(job: Job) -> dict[str, Any] | TaskFailed:
             run_as = (str(job.source), str(partial), job.parameters)
             done = papermill.execute_notebook(*run_as, **options)
         except papermill.PapermillExecutionError as error:
-            cell = f"in cell [{error.exec_count}]: {error.ename}: {error.evalue}"
-            return TaskFailed(f"{cell}; partial copy: {partial}")
+            why = f"in cell [{error.exec_count}]: {error.ename}: {error.evalue}"
+            return TaskFailed(f"{' '.join(why.split())}; partial copy: {partial}")
+        except DeadKernelError:
+            cell = _begun(nbformat.read(partial, 4))
+            return TaskFailed(f"in cell [{cell}]: its kernel died (out of memory?); "
+                              f"partial copy: {partial}")  # fmt: skip
     nbformat.write(_without_run_metadata(done, nbformat.read(job.source, 4)), partial)
     partial.replace(job.executed)
     seconds = time.monotonic() - start
-    record = provenance.record(job.executed, job.inputs)
+    record = provenance.record(job.executed, job.inputs, before)
     record = {"parameters": job.parameters, "seconds": round(seconds, 1), **record}
     paths.write_text(job.executed.with_suffix(".json"), json.dumps(record, indent=2) + "\n")
     return {"inputs": job.inputs, "seconds": seconds}
+
+
+def _begun(copy: Any) -> int:
+    """How many code cells of a copy had been begun."""
+    code = (cell for cell in copy.cells if cell.cell_type == "code")
+    return sum(cell.metadata.papermill.start_time is not None for cell in code)
 
 
 def _without_run_metadata(done: Any, source: Any) -> Any:
@@ -212,24 +223,13 @@ def _say(task: Task, event: str) -> None:
 
 
 def _task(job: Job) -> Task:
-    fresh, quiet = [config_changed(job.inputs)], {"capture": False}
-    targets = [str(path) for path in (job.executed, *_made(job))]
-    return Task(job.source.stem, [(execute, [job])], targets=targets, uptodate=fresh, io=quiet)
-
-
-def _made(job: Job) -> list[Path]:
-    """What the last run left beside the executed copy: if one is gone, it must run again."""
-    record = job.executed.with_suffix(".json")
-    if not record.exists():
-        return [record]
-    names = json.loads(record.read_bytes())["figures"]
-    return [record, *(paths.FIGURES / f"{name}.png" for name in names)]
+    fresh = [config_changed(job.inputs), not provenance.touched(job.executed)]
+    return Task(job.source.stem, [(execute, [job])], uptodate=fresh, io={"capture": False})
 
 
 def _took(job: Job) -> float:
     """Seconds of the last run whose copy is here; unknown is long."""
-    record = job.executed.with_suffix(".json")
-    return json.loads(record.read_bytes())["seconds"] if record.exists() else math.inf
+    return provenance.read(job.executed).get("seconds", math.inf)
 
 
 def _state(job: Job, record: Dependency, force: bool) -> str:
@@ -239,9 +239,9 @@ def _state(job: Job, record: Dependency, force: bool) -> str:
         return "up to date"
     old = record.get_values(task.name).get("inputs", {})
     changed = sorted(k for k in old.keys() | job.inputs.keys() if old.get(k) != job.inputs.get(k))
-    gone = [path.name for path in (job.executed, *_made(job)) if not path.exists()]
-    why = f"changed: {', '.join(changed)}" if changed else f"{', '.join(gone)} is missing"
-    return f"would run: {'forced' if force else why if old else 'it has not run yet, or failed'}"
+    changed += provenance.touched(job.executed)
+    why = f"changed: {', '.join(changed)}" if old else "it has not run yet, or failed"
+    return f"would run: {'forced' if force else why}"
 
 
 def check(profile: str, only: Iterable[str], parameters: Mapping[str, Any]) -> int:

@@ -2,7 +2,7 @@
 
 import ast
 import json
-import re
+import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -36,34 +36,44 @@ def declared(source: Path) -> dict[str, Parameter]:
 
 
 def _declaration(line: Any) -> tuple[str, Parameter]:
-    default = ast.literal_eval(line.value)
-    if isinstance(line, ast.Assign):
-        targets: list = line.targets
-        (target,) = targets  # a = b = 1, or one without an id, is refused by the caller
-        return target.id, Parameter(default, (type(default).__name__,))
-    types = re.sub(r"\[[^|]*\]", "", ast.unparse(line.annotation))  # list[str] is a list
-    return line.target.id, Parameter(default, tuple(types.replace("None", "NoneType").split(" | ")))
+    kinds = tuple(ast.unparse(line.annotation).split(" | "))
+    return line.target.id, Parameter(ast.literal_eval(line.value), kinds)
 
 
 def checked(name: str, value: Any, wanted: Parameter, where: str) -> Any:
     """``value``, read from the command line's text if need be; refused if of none of the types."""
     if isinstance(value, str) and "str" not in wanted.kinds:
         value = _literal(value)
-    kind = type(value).__name__
-    if kind in wanted.kinds or (kind == "int" and "float" in wanted.kinds):
+    if any(_is(value, kind) for kind in wanted.kinds):
         return value
     types = " or ".join(wanted.kinds)
-    raise InputError(f"{where}: {name} is {types} (default {wanted.default!r}), not {value!r}")
+    default = wanted.default if isinstance(wanted.default, str) else json.dumps(wanted.default)
+    raise InputError(f"{where}: {name} is {types}, not {value!r}; default: -p {name} '{default}'")
+
+
+def _is(value: Any, kind: str) -> bool:
+    """Whether a value is of a type as annotated: None, int, list[str]; an int serves as a float."""
+    if kind.startswith("list["):
+        return isinstance(value, list) and all(_is(each, kind[5:-1]) for each in value)
+    if kind == "float" and type(value) in (int, float):
+        return math.isfinite(value)
+    return value is None if kind == "None" else type(value).__name__ == kind
 
 
 def _literal(text: str) -> Any:
-    """Python's reading (1e-3), else YAML's (true, [a, b]), which leaves other text as it is."""
-    for read in (ast.literal_eval, yaml.safe_load):
-        try:
-            return read(text)
-        except (ValueError, SyntaxError, yaml.YAMLError):
-            continue
-    return text
+    """Python's reading (1e-3), else YAML's (true, [a, b]), which leaves other text as it is.
+
+    YAML's own numbers, such as 010 for 8 and 1:30 for 90, stay text too.
+    """
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        pass
+    try:
+        found = yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
+    return found if isinstance(found, list | bool | None) else text
 
 
 def require_known(kind: str, names: Iterable[str], valid: Iterable[str], where: str) -> None:

@@ -13,7 +13,7 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from PIL import Image
 
-from minexp import figures, plots
+from minexp import figures, plots, provenance
 from minexp.paths import ROOT
 from minexp.style import PALETTE
 
@@ -115,7 +115,7 @@ def test_the_sidecar_says_where_it_came_from(figure, tmp_path):
     figures.save(figure, "one", **GIVEN, folder=tmp_path)
     sidecar = json.loads((tmp_path / "one.json").read_text())
     assert {name: sidecar[name] for name in GIVEN} == GIVEN
-    assert sidecar["figure"] == "one" and sidecar["commit"] == figures.commit()
+    assert sidecar["figure"] == "one" and sidecar["commit"] == provenance.commit()
     assert {"minexp", "torch", "timm", "matplotlib", "python"} <= sidecar["versions"].keys()
     assert sidecar["versions"]["torch"] == version("torch")
 
@@ -125,9 +125,9 @@ def test_the_commit_is_gits():
         ["git", "-C", str(ROOT), "rev-parse", "HEAD"], capture_output=True, text=True
     )
     if done.returncode:
-        assert figures.commit() is None
+        assert provenance.commit() is None
     else:
-        assert figures.commit().rstrip("+") == done.stdout.strip()
+        assert provenance.commit().rstrip("+") == done.stdout.strip()
 
 
 @pytest.mark.parametrize("name", FIGURES)

@@ -12,11 +12,15 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from minexp import paper, paths
+from minexp import paper, paths, provenance
 from minexp.cli import main
 from minexp.errors import InputError
 
-PARAMETERS = "steps: int = 4  # how many\nwho: str | None = None\nrate: float = 0.5"
+PARAMETERS = """\
+steps: int = 4  # how many
+who: str | None = None
+rate: float = 0.5
+names: list[str] | None = None"""
 SLEEP = "import os, time\nwhile os.path.exists('wait'):\n    time.sleep(0.05)"
 
 
@@ -61,7 +65,8 @@ def pretend(root, monkeypatch):
     def execute(job: paper.Job) -> dict:
         job.executed.parent.mkdir(parents=True, exist_ok=True)
         job.executed.write_bytes(job.source.read_bytes())
-        job.executed.with_suffix(".json").write_text('{"figures": [], "seconds": 0}')
+        record = provenance.record(job.executed, job.inputs, {}) | {"seconds": 0.0}
+        job.executed.with_suffix(".json").write_text(json.dumps(record))
         return {"inputs": job.inputs, "seconds": 0.0}
 
     monkeypatch.setattr(paper, "execute", execute)
@@ -129,25 +134,19 @@ def test_two_forced_runs_give_the_same_bytes(root):
 
 def test_what_is_committed_is_checked_without_the_machines_memory(root, capsys, monkeypatch):
     assert main(["paper", "--check"]) == 1
-    assert capsys.readouterr().out == "01_first  not run\n02_second  not run\n"
-    (root / "figures").mkdir()
-    (root / "figures/02_a.json").write_text('{"notebook": "02_second"}')
-    (root / "figures/02_a.png").write_bytes(b"drawn")
+    gone = "not run, or its record is not whole"
+    assert capsys.readouterr().out == f"01_first  {gone}\n02_second  {gone}\n"
     assert paper.run() == 0
     (root / ".doit.json").unlink()
-    monkeypatch.setattr(paper, "version", lambda name: "another")
+    monkeypatch.setattr(provenance, "version", lambda name: "another")
     assert main(["paper", "--check"]) == 0
     assert main(["paper", "--check", "--only", "1", "-p", "steps", "7"]) == 1
     capsys.readouterr()
     (root / "minexp/plots.py").write_text("pass")
-    (root / "figures/02_a.png").write_bytes(b"retouched")
+    executed(root, "02_second").write_text("retouched")
     assert main(["paper", "--check"]) == 1
-    said = "02_second  stale: minexp/plots.py, figures/02_a.png"
+    said = "02_second  stale: minexp/plots.py, figures/executed/02_second.ipynb"
     assert capsys.readouterr().out == f"01_first  up to date\n{said}\n"
-    record = executed(root, "01_first").with_suffix(".json")
-    record.write_text('{"parameters": {}, "seconds": 1.0, "figures": []}')  # as they once were
-    assert main(["paper", "--check", "--only", "1"]) == 1
-    assert capsys.readouterr().out == "01_first  stale: run without a record of its inputs\n"
 
 
 def test_a_failure_is_reported_and_only_it_is_resumed(root, capsys):
@@ -250,13 +249,14 @@ def test_a_missing_copy_a_new_profile_and_force_are_named(root, pretend, capsys)
     why = stale(capsys, profile="paper")["01_first"]
     assert why == "would run: changed: parameter rate, parameter steps"
     executed(root, "02_second").unlink()
-    assert stale(capsys) == {"02_second": "would run: 02_second.ipynb is missing"}
+    assert stale(capsys) == {"02_second": "would run: changed: figures/executed/02_second.ipynb"}
 
 
 def test_of_several_at_once_the_longest_starts_first(root, pretend, monkeypatch):
     write(root, "03_third", "print(1)", parameters="seed: int = 0")
     assert paper.run() == 0
-    executed(root, "03_third").with_suffix(".json").write_text('{"figures": [], "seconds": 60}')
+    record = executed(root, "03_third").with_suffix(".json")
+    record.write_text(json.dumps(json.loads(record.read_text()) | {"seconds": 60}))
     started, both = [], threading.Barrier(2)
 
     def execute(job: paper.Job) -> dict:
@@ -283,19 +283,24 @@ def test_a_file_edited_while_a_notebook_runs_makes_it_stale(root, pretend, capsy
 
 
 def test_the_command_lines_text_is_read_by_type(root):
-    given = {"steps": "7", "who": "7", "rate": "1e-3"}
-    expected = {"steps": 7, "who": "7", "rate": 0.001}
+    given = {"steps": "7", "who": "7", "rate": "1e-3", "names": "[a, '1']"}
+    expected = {"steps": 7, "who": "7", "rate": 0.001, "names": ["a", "1"]}
     assert paper.plan("quick", ["01"], given)[0].parameters == expected
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"parameters": {"stepz": 1}}, "unknown parameter stepz.*rate, seed, steps, who"),
-        ({"parameters": {"seed": 1}, "only": ["01"]}, "unknown parameter seed.*rate, steps, who"),
-        ({"parameters": {"steps": "many"}}, "steps is int .*not 'many'"),
-        ({"parameters": {"steps": True}}, "steps is int .*not True"),
-        ({"parameters": {"steps": 1.5}}, "steps is int .*not 1.5"),
+        ({"parameters": {"stepz": 1}}, "unknown parameter stepz.*names, rate, seed, steps, who"),
+        ({"parameters": {"seed": 1}, "only": ["01"]}, "parameter seed.*names, rate, steps, who"),
+        ({"parameters": {"steps": "many"}}, "steps is int.*not 'many'"),
+        ({"parameters": {"steps": True}}, "steps is int.*not True"),
+        ({"parameters": {"steps": 1.5}}, "steps is int.*not 1.5"),
+        ({"parameters": {"steps": "010"}}, "steps is int.*not '010'"),  # YAML would say 8
+        ({"parameters": {"rate": "1e999"}}, "rate is float.*not inf"),
+        ({"parameters": {"rate": ".nan"}}, "rate is float.*not '.nan'"),
+        ({"parameters": {"names": "a"}}, "names is list.str. or None, not 'a'.*-p names 'null'"),
+        ({"parameters": {"names": "[1, 2]"}}, r"names is list.str. or None, not \[1, 2\]"),
         ({"only": ["09"]}, "unknown notebook 09.*valid: 01, 02"),
         ({"profile": "fast"}, "unknown profile fast.*valid: quick"),
     ],
@@ -310,7 +315,7 @@ def test_bad_input_is_refused_before_anything_runs(root, options, message):
     ("text", "message"),
     [
         ("'09': {}", "unknown notebook 09"),
-        ("'01': {stepz: 1}", "unknown parameter stepz.*rate, steps, who"),
+        ("'01': {stepz: 1}", "unknown parameter stepz.*names, rate, steps, who"),
         ("'01': {steps: [1]}", "steps is int"),
         ("'01': 3", "must map"),
         ("[", "must map"),
@@ -330,7 +335,8 @@ def test_exactly_one_cell_is_tagged_parameters(root, tagged):
 
 
 @pytest.mark.parametrize(
-    "cell", ["steps = len('a')", "import os", "steps: int", "steps = (", "steps = who = 3"]
+    "cell",
+    ["steps: int = len('a')", "import os", "steps: int", "steps: int = (", "steps = 3"],
 )
 def test_parameters_are_literals(root, cell):
     write(root, "01_first", parameters=cell)
@@ -347,7 +353,63 @@ def test_not_a_notebook_and_a_shared_number(root):
         paper.run()
 
 
-def test_a_figure_that_is_gone_makes_its_notebook_stale(root, pretend, capsys):
+@pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_bytes(b"retouched")])
+@pytest.mark.parametrize("kind", ["png", "svg", "json"])
+def test_a_figure_that_is_gone_or_retouched_makes_its_notebook_stale(root, capsys, damage, kind):
+    (root / "figures").mkdir()
+    (root / "figures/02_older.json").write_text("{}")  # of an earlier run, not of this one
+    drawn = "[Path(f'../figures/02_a.{kind}').write_text(kind) for kind in ('png', 'svg', 'json')]"
+    write(root, "02_second", "from pathlib import Path", drawn, parameters="seed: int = 0")
+    assert paper.run(only=["02"]) == 0 and stale(capsys, only=["02"]) == {}
+    record = json.loads(executed(root, "02_second").with_suffix(".json").read_text())
+    assert record["figures"] == ["02_a"] and len(record["files"]) == 4
+    damage(root / f"figures/02_a.{kind}")
+    assert stale(capsys, only=["02"]) == {"02_second": f"would run: changed: figures/02_a.{kind}"}
+    assert main(["paper", "--check", "--only", "2"]) == 1
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[]", '{"seconds": 1', '{"figures": []}'])
+def test_a_record_that_is_not_whole_makes_its_notebook_stale(root, pretend, capsys, text):
     assert paper.run() == 0 and stale(capsys) == {}
-    executed(root, "01_first").with_suffix(".json").write_text('{"figures": ["01_gone"]}')
-    assert stale(capsys) == {"01_first": "would run: 01_gone.png is missing"}
+    executed(root, "01_first").with_suffix(".json").write_text(text)
+    why = "would run: changed: figures/executed/01_first.json"
+    assert stale(capsys) == {"01_first": why}
+    assert main(["paper", "--check"]) == 1
+    assert paper.run(jobs=2) == 0 and stale(capsys) == {}
+
+
+def test_a_kernel_that_dies_is_a_failure_like_others(root, capsys):
+    write(root, "01_first", "print(1)", "import os\nos._exit(1)", "print(2)")
+    assert paper.run() == 1
+    said = capsys.readouterr().err
+    assert "01_first  failed in cell [4]: its kernel died" in said and "Traceback" not in said
+    assert executed(root, "02_second").exists()
+
+
+def test_an_error_of_several_lines_is_said_in_one(root, capsys):
+    write(root, "01_first", "raise ValueError('one\\n  two')")
+    assert paper.run(only=["01"]) == 1
+    assert "ValueError: one two; partial copy" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["notebooks/01_first.ipynb", "minexp/plots.py"])
+def test_what_is_no_python_is_named(root, name):
+    if name.endswith("py"):
+        (root / name).write_text("def")
+    else:
+        write(root, "01_first", "%pip install torch")
+    with pytest.raises(InputError, match=f"{Path(name).name}: .*, in '(def|%pip install torch)'"):
+        paper.run()
+
+
+@pytest.mark.parametrize("profile", ["quick", "paper"])
+def test_the_real_profiles_can_be_planned(profile):
+    planned = paper.plan(profile, [], {})
+    assert [job.source.name[:2] for job in planned] == [f"{n:02}" for n in range(1, 9)]
+
+
+@pytest.mark.parametrize("only", ["", ","])
+def test_a_selection_of_nothing_is_not_one_of_everything(only, capsys):
+    with pytest.raises(SystemExit):
+        main(["paper", "--list", "--only", only])
+    assert "names nothing" in capsys.readouterr().err
