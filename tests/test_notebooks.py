@@ -2,9 +2,11 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
+from importlib.metadata import version
 
 import pytest
 import tables
@@ -27,13 +29,32 @@ def copy(tmp_path_factory):
     return copy
 
 
-def run(copy, *arguments):
+def run(copy, *arguments, program=("minexp", "paper"), home="home"):
     kept = {name: value for name, value in os.environ.items() if name != "MINEXP_IMAGES"}
-    environment = kept | {"PYTHONPATH": str(copy), "MINEXP_HOME": str(copy / "home")}
+    environment = kept | {"PYTHONPATH": str(copy), "MINEXP_HOME": str(copy / home)}
     return subprocess.run(
-        [sys.executable, "-m", "minexp", "paper", *arguments],
+        [sys.executable, "-m", *program, *arguments],
         cwd=copy, env=environment, capture_output=True, text=True,
     )  # fmt: skip
+
+
+def check_figures(copy, notebook: str, figures: list[str]) -> None:
+    """Each figure is there and says what it was made from: every parameter of the run that it
+    was, the seed among them, and the digest of each thing read."""
+    record = json.loads((copy / "figures" / "executed" / f"{notebook}.json").read_text())
+    assert set(figures) <= set(record["figures"])
+    assert record["versions"]["torch"] == version("torch") and "commit" in record
+    told = {name: value for name, value in record["parameters"].items() if name != "profile"}
+    for name in record["figures"]:
+        sidecar = json.loads((copy / "figures" / f"{name}.json").read_text())
+        assert sidecar["notebook"] == notebook
+        stated = {k: v for k, v in sidecar["parameters"].items() if k in told}
+        assert stated == told and "seed" in told, name
+        digests = list(sidecar["inputs"].values())
+        assert digests and len(set(digests)) == len(digests), name
+        assert all(re.fullmatch("[0-9a-f]{64}", digest) for digest in digests), name
+        assert (copy / "figures" / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
+        assert (copy / "figures" / f"{name}.svg").stat().st_size > 1000
 
 
 SHORT = [  # a preset of the paper, whose masks are not cut down: seconds, not minutes
@@ -49,13 +70,7 @@ def done(copy):
 
 def test_explanations_makes_every_figure_with_its_sidecar(copy, done):
     assert done.returncode == 0, done.stderr
-    for name in ("01_history", "01_photographs", "01_digits"):
-        sidecar = json.loads((copy / "figures" / f"{name}.json").read_text())
-        assert sidecar["notebook"] == "01_explanations" and sidecar["inputs"], name
-        expected = {"digits": 1} if name == "01_digits" else {"steps": 3}
-        assert expected.items() <= sidecar["parameters"].items()
-        assert (copy / "figures" / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
-        assert (copy / "figures" / f"{name}.svg").stat().st_size > 1000
+    check_figures(copy, "01_explanations", ["01_history", "01_photographs", "01_digits"])
 
 
 def test_explanations_states_its_answer_last(copy, done):
@@ -71,15 +86,42 @@ def test_a_second_run_has_nothing_to_do(copy, done):
     assert (copy / "figures" / "01_digits.png").stat().st_mtime_ns == before
 
 
+def test_a_run_that_computes_all_anew_gives_the_same_bytes(copy, done):
+    def made():
+        files = [*copy.glob("figures/01_*.png"), *copy.glob("figures/01_*.svg")]
+        files += [copy / "figures" / "executed" / "01_explanations.ipynb"]
+        return {path.name: path.read_bytes() for path in files}
+
+    before = made()
+    assert len(before) == 7
+    again = run(copy, *SHORT, "--force", home="another")
+    assert again.returncode == 0, again.stderr
+    assert made() == before
+
+
+def test_a_notebook_runs_without_papermill_from_its_own_folder(copy, done):
+    """As JupyterLab runs it: the kernel that the notebook names, in the folder where it lies."""
+    source = (copy / "notebooks" / "01_explanations.ipynb").read_text()
+    for default, short in {
+        r"steps: int | None = None": "steps: int | None = 3",
+        r"preset: str = \"default\"": r"preset: str = \"house_finch\"",
+        r"[\"coffee\", \"flower\", \"camera\", \"astronaut\"]": r"[\"coffee\"]",
+        "digits: int = 10": "digits: int = 1",
+    }.items():
+        assert default in source
+        source = source.replace(default, short)
+    (copy / "notebooks" / "short.ipynb").write_text(source)
+    begun = run(copy, str(copy / "notebooks" / "short.ipynb"), program=("jupyter", "execute"))
+    assert begun.returncode == 0, begun.stderr
+
+
 def test_benchmark_draws_its_tables_and_looks_at_one_image(copy):
     digit = ("-p", "model", "mnist_cnn", "-p", "image", "mnist:17", "-p", "preset", "digits")
     short = ("-p", "steps", "60", "-p", "seeds", "1")
     done = run(copy, "--only", "08", *digit, *short)
     assert done.returncode == 0, done.stderr
-    for name in ("08_areas", "08_disjoint", "08_curve", "08_robustness"):
-        sidecar = json.loads((copy / "figures" / f"{name}.json").read_text())
-        assert sidecar["notebook"] == "08_benchmark" and sidecar["inputs"], name
-        assert (copy / "figures" / f"{name}.svg").stat().st_size > 1000
+    figures = ["08_areas", "08_disjoint", "08_curve", "08_robustness"]
+    check_figures(copy, "08_benchmark", figures)
     executed = json.loads((copy / "figures" / "executed" / "08_benchmark.ipynb").read_text())
     answer = "".join(executed["cells"][-1]["outputs"][0]["data"]["text/markdown"])
     assert "feasible by its own test" in answer and "goals measured" in answer
@@ -103,10 +145,7 @@ def check(copy, number: str, figures: list[str], *options: str) -> str:
     done = run(copy, "--only", number, *(part for option in options for part in option))
     assert done.returncode == 0, done.stderr
     (executed,) = (copy / "figures" / "executed").glob(f"{number}_*.ipynb")
-    for name in figures:
-        sidecar = json.loads((copy / "figures" / f"{name}.json").read_text())
-        assert sidecar["notebook"] == executed.stem and sidecar["inputs"], name
-        assert (copy / "figures" / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
+    check_figures(copy, executed.stem, figures)
     last = json.loads(executed.read_text())["cells"][-1]
     return "".join(last["outputs"][0]["data"]["text/markdown"])
 
